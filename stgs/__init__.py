@@ -1,0 +1,32 @@
+"""STGS-BMNAS: architecture search for the fusion of face and voice (IJCB 2024, arXiv 2406.13384)."""
+
+from stgs.config import FoundConfig, InputError, SearchConfig, WeightSchedule
+from stgs.decoding import decode, entropies
+from stgs.estimators import ESTIMATORS, gumbel_noise, relax
+from stgs.found_network import FoundNetwork
+from stgs.genotype import Genotype, count_macs, count_parameters, genotype_from_json
+from stgs.population import PopulationSearch
+from stgs.search_space import SearchSpace, search_space
+from stgs.supernet import Member, Supernet
+
+__all__ = [
+    "ESTIMATORS",
+    "FoundConfig",
+    "FoundNetwork",
+    "Genotype",
+    "InputError",
+    "Member",
+    "PopulationSearch",
+    "SearchConfig",
+    "SearchSpace",
+    "Supernet",
+    "WeightSchedule",
+    "count_macs",
+    "count_parameters",
+    "decode",
+    "entropies",
+    "genotype_from_json",
+    "gumbel_noise",
+    "relax",
+    "search_space",
+]

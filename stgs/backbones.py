@@ -61,7 +61,7 @@ def check_weights(field: str, weights: str) -> None:
         return
     if weights.startswith("random:"):
         require(
-            weights.removeprefix("random:").isdigit(), f"{field} is {weights!r}; write random:SEED, such as random:0."
+            weights.removeprefix("random:").isdecimal(), f"{field} is {weights!r}; write random:SEED, such as random:0."
         )
         return
     require(
@@ -168,9 +168,18 @@ class FeatureExtractor(nn.Module):
             name -> float16 [N, C, L], or [N, C] for pooled features, in the order of `features`.
 
         Raises:
-            InputError: another number of frames than `length`, or a feature beyond the range of float16.
+            InputError: inputs of another type or shape, another number of frames than `length`, or a feature beyond
+                the range of float16.
         """
         length = self.config.length
+        require(
+            frames.dtype == torch.uint8 and frames.dim() == 5 and frames.shape[2] == 3,
+            f"frames are {frames.dtype} {tuple(frames.shape)}, but uint8 [N, T, 3, H, W] is needed.",
+        )
+        require(
+            spectrogram.is_floating_point() and spectrogram.dim() == 3 and len(spectrogram) == len(frames),
+            f"spectrogram is {spectrogram.dtype} {tuple(spectrogram.shape)}, but float [N, S, F] is needed.",
+        )
         count = frames.shape[1]
         require(count == length, f"a clip has {count} frames, but length is {length}; set length to {count}.")
         pictures = frames.flatten(end_dim=1).float().div_(255.0)
@@ -205,6 +214,10 @@ class FeatureExtractor(nn.Module):
             deviation, mean = torch.std_mean(spectrogram, dim=(1, 2), keepdim=True)
         else:
             mean, deviation = (values.to(spectrogram) for values in self._statistics)
+            require(
+                mean.shape == spectrogram.shape[2:],
+                f"spectrogram_statistics hold {len(mean)} frequencies, but the spectrogram has {spectrogram.shape[2]}.",
+            )
         return (spectrogram - mean) / (deviation + 1e-8)
 
 
@@ -219,7 +232,10 @@ def _read_statistics(source: str) -> tuple[Tensor, Tensor] | None:
         return None
     try:
         values = json.loads(Path(source).read_text())
-        return torch.tensor(values["mean"]).float(), torch.tensor(values["deviation"]).float()
+        mean, deviation = (torch.tensor(values[name], dtype=torch.float32) for name in ("mean", "deviation"))
+        if mean.dim() != 1 or mean.shape != deviation.shape or not bool((deviation > 0).all()):
+            raise ValueError("both must be lists of one number a frequency, deviations above 0")
+        return mean, deviation
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"spectrogram_statistics is {source!r}, which cannot be read ({error}); give 'clip' or a JSON file with "

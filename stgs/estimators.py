@@ -87,14 +87,15 @@ def _straight_through(
         raise InputError(f"noise has shape {found}, but logits {tuple(logits.shape)} need [P, M, ..., K].")
     members, most = noise.shape[:2]
     tail = (1,) * (logits.dim() - 1)
-    scale = _per_member(temperature, members, logits, "temperature", low=0.0).view(members, 1, *tail)
-    counts = _per_member(num_samples, members, logits, "num_samples", low=0.5, high=most)
+    scale = _per_member(temperature, members, logits, "temperature").view(members, 1, *tail)
+    counts = _per_member(num_samples, members, logits, "num_samples", most=most)
     share = (torch.arange(most, device=logits.device) < counts[:, None]) / counts[:, None]
     share = share.to(logits.dtype).view(members, most, *tail)
 
-    soft = torch.softmax((logits.unsqueeze(1) + noise) / scale, dim=-1)
-    # argmax of S is argmax of logits + noise; taking it from S keeps forward and backward of one sample together.
-    hard = torch.zeros_like(soft).scatter_(-1, soft.detach().argmax(dim=-1, keepdim=True), 1.0)
+    perturbed = logits.unsqueeze(1) + noise
+    soft = torch.softmax(perturbed / scale, dim=-1)
+    # argmax of S is argmax of logits + noise; taken there, because a high temperature rounds near values of S to ties.
+    hard = torch.zeros_like(soft).scatter_(-1, perturbed.detach().argmax(dim=-1, keepdim=True), 1.0)
     soft_mean = (soft * share).sum(dim=1)
     hard_mean = (hard * share).sum(dim=1)
     # The difference is an exact zero, so the forward value is the hard mean to the bit.
@@ -102,18 +103,16 @@ def _straight_through(
 
 
 def _per_member(
-    value: Tensor | Sequence[float] | float,
-    members: int,
-    like: Tensor,
-    name: str,
-    *,
-    low: float,
-    high: float = float("inf"),
+    value: Tensor | Sequence[float] | float, members: int, like: Tensor, name: str, most: int | None = None
 ) -> Tensor:
+    """`value` as a tensor [P]: whole numbers from 1 to `most`, or, where it is None, finite numbers above 0."""
     tensor = torch.as_tensor(value, dtype=like.dtype)
     if tensor.device.type == "cpu":
-        inside = bool(((tensor > low) & (tensor <= high)).all())
-        require(inside, f"{name} is {tensor.tolist()}, but every value must be above {low:g} and at most {high:g}.")
+        if most is None:
+            inside, range_ = (tensor > 0) & tensor.isfinite(), "finite and above 0"
+        else:
+            inside, range_ = (tensor >= 1) & (tensor <= most) & (tensor == tensor.round()), f"whole, from 1 to {most}"
+        require(bool(inside.all()), f"{name} is {tensor.tolist()}, but every value must be {range_}.")
     require(
         tensor.dim() == 0 or tensor.shape == (members,),
         f"{name} has shape {tuple(tensor.shape)}, but a number or one value for each of {members} members is needed.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stgs.bilevel import Batch
-from stgs.clips import ClipSet
-from stgs.config import FoundConfig
+from stgs.clips import ClipSet, require_features
+from stgs.config import FoundConfig, InputError, require
 from stgs.found_network import FoundNetwork
 from stgs.genotype import Genotype
 from stgs.layers import ForwardContext
@@ -42,6 +43,9 @@ class FoundTraining:
         seeds: seed of each network; P of them.
         config: how.
         train, dev: the splits, on `device`.
+
+    Raises:
+        InputError: clips without a feature of the genotype, or with one of another size.
     """
 
     def __init__(
@@ -54,6 +58,9 @@ class FoundTraining:
         dev: ClipSet,
         device: torch.device | str = "cpu",
     ) -> None:
+        used = {name: genotype.features[name] for name in genotype.used_features}
+        for clips in (train, dev):
+            require_features(clips, used, genotype.length)
         self.config, self.train, self.dev = config, train, dev
         self.network = FoundNetwork(
             genotype, seeds, dropout=config.dropout, attention_dropout=config.attention_dropout
@@ -103,9 +110,15 @@ class FoundTraining:
         self.update += 1
 
     def best_network(self) -> FoundNetwork:
-        """The network with each member's weights of its best epoch."""
-        self.network.load_state_dict(self._best)
-        return self.network
+        """A copy of the network with each member's weights of its best epoch; the training may go on.
+
+        Raises:
+            InputError: no epoch has been run.
+        """
+        require(self.epoch > 0, "the training has run no epoch, so there is no best network; run at least one.")
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(self._best)
+        return network
 
     def thresholds(self) -> list[float]:
         """The threshold of each member's best epoch with the highest balanced accuracy on dev."""
@@ -119,7 +132,14 @@ def member_weights(network: FoundNetwork, member: int = 0) -> dict[str, Tensor]:
 
 
 def load_found_network(genotype: Genotype, weights: Mapping[str, Any]) -> FoundNetwork:
-    """A found network with given weights (`member_weights`), for evaluation."""
+    """A found network with given weights (`member_weights`), for evaluation.
+
+    Raises:
+        InputError: weights that do not fit the genotype.
+    """
     network = FoundNetwork(genotype, [0])
-    network.load_state_dict(dict(weights))
+    try:
+        network.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise InputError(f"the weights do not fit the genotype: {error}") from None
     return network

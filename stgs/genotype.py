@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stgs.config import InputError, require
+from stgs.config import InputError, require, require_at_least
 from stgs.search_space import OPERATIONS
 
 VERSION = 1
@@ -42,6 +42,11 @@ class Genotype:
     cells: tuple[CellGene, ...]
 
     def __post_init__(self) -> None:
+        for name, size in self.features.items():
+            require_at_least(f"genotype.features[{name!r}]", size, 1)
+            require(not name.startswith("cell"), f"feature {name!r} begins with 'cell', which names earlier cells.")
+        for field in ("channels", "length"):
+            require_at_least(f"genotype.{field}", getattr(self, field), 1)
         require(bool(self.cells), "genotype.cells is empty, but at least one cell is needed.")
         for number, cell in enumerate(self.cells):
             known = {*self.features, *(f"cell{index + 1}" for index in range(number))}
@@ -107,14 +112,20 @@ def genotype_from_dict(value: Any, source: str = "genotype") -> Genotype:
             )
             for cell in value["cells"]
         )
-        features = {str(name): int(size) for name, size in value["features"].items()}
-        return Genotype(features=features, channels=int(value["channels"]), length=int(value["length"]), cells=cells)
+        features = {name: _whole(f"features[{name!r}]", size) for name, size in value["features"].items()}
+        channels, length = (_whole(field, value[field]) for field in ("channels", "length"))
+        return Genotype(features=features, channels=channels, length=length, cells=cells)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     except KeyError as error:
         raise InputError(f"{source}: field {error} is missing; a genotype is written by 'stgs grid'.") from None
     except (TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{source}: not a genotype ({error}); a genotype is written by 'stgs grid'.") from None
+
+
+def _whole(field: str, value: Any) -> int:
+    require(type(value) is int, f"genotype.{field} is {value!r}, but a whole number is needed.")
+    return int(value)
 
 
 def genotype_from_json(text: str, source: str = "genotype") -> Genotype:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from stgs.streams import dropout_mask, seed_tensor, uniform
 
@@ -86,6 +87,7 @@ class _BatchNormFunction(torch.autograd.Function):
         return torch.addcmul(bias, normalised, weight), mean, variance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0]
         normalised, inverse, weight = ctx.saved_tensors
@@ -148,7 +150,8 @@ class Reshape(nn.Module):
     """Reshape layer of one feature: Conv1d(C_in -> C), BatchNorm1d, ReLU, dropout; a vector is repeated L times.
 
     The repetition stands after the ReLU: every layer before it acts on each position alone, and mean and variance of L
-    equal positions are those of one, so the pass gives the same values at 1/L of the work.
+    equal positions are those of one, so the pass gives the same values at 1/L of the work. Only the running variance
+    differs: its correction is B / (B - 1) for the B values that there are, not that of L * B.
     """
 
     def __init__(

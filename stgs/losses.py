@@ -22,8 +22,8 @@ def class_weights(labels: Tensor) -> Tensor:
     numbers = torch.stack([count - fake, fake], dim=1)
     if bool((numbers == 0).any()):
         raise InputError(
-            f"the training clips of a member hold {numbers.min(dim=0).values.tolist()} real and fake clips at least, "
-            "but both classes are needed; check the manifest's splits."
+            f"a split holds as few as {numbers.min(dim=0).values.tolist()} real and fake clips, but both classes are "
+            "needed; check the manifest's splits."
         )
     return count / (2.0 * numbers.float())
 

@@ -21,8 +21,20 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.b
     fake = np.asarray(labels) > 0
     if values.shape != fake.shape or values.ndim != 1:
         raise InputError(f"scores have shape {values.shape} and labels {fake.shape}, but both must be [N].")
+    if len(values) == 0:
+        raise InputError("there are no clips to measure; check the splits.")
     if not np.isfinite(values).all():
         raise InputError(f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite numbers.")
+    return values, fake
+
+
+def _checked_both(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+    values, fake = _checked(scores, labels)
+    if fake.all() or not fake.any():
+        raise InputError(
+            f"{len(fake)} clips hold {int(fake.sum())} fake ones, but this metric needs real and fake clips; check the "
+            "splits."
+        )
     return values, fake
 
 
@@ -47,23 +59,22 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         InputError: one class only, shapes that differ, or scores that are not finite.
     """
-    value = weighted_auc(scores, labels, np.ones(len(np.asarray(scores))))
-    if np.isnan(value):
-        raise InputError("the clips hold one class only, but an AUC needs real and fake clips; check the splits.")
-    return value
+    values, fake = _checked_both(scores, labels)
+    return weighted_auc(values, fake, np.ones(len(values)))
 
 
 def roc_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats, Floats]:
     """False positive rate, true positive rate and threshold, by falling threshold.
 
-    A clip is called fake where its score >= threshold. The first point is (0, 0) at threshold infinity.
+    A clip is called fake where its score >= threshold. The first point is (0, 0) at threshold infinity, the last one
+    (1, 1) at the lowest score. Raises as `auc` does, and so do the metrics below that read both classes.
     """
-    values, fake = _checked(scores, labels)
+    values, fake = _checked_both(scores, labels)
     order = np.argsort(-values, kind="stable")
     last = np.append(np.diff(values[order]) != 0, True)
     hits = np.cumsum(fake[order])[last]
     alarms = np.cumsum(~fake[order])[last]
-    rates = (np.concatenate([[0.0], counts / max(counts[-1], 1)]) for counts in (alarms, hits))
+    rates = (np.concatenate([[0.0], counts / counts[-1]]) for counts in (alarms, hits))
     false_positive, true_positive = rates
     return false_positive, true_positive, np.concatenate([[np.inf], values[order][last]])
 
@@ -72,9 +83,8 @@ def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> float:
     """The error rate in [0, 1] where the ROC curve, joined by straight lines, has false positives = false negatives."""
     false_positive, true_positive, _ = roc_curve(scores, labels)
     gap = false_positive - (1.0 - true_positive)
+    # The gap rises from -1 to 1, so the point after the crossing is never the first.
     after = int(np.argmax(gap >= 0))
-    if after == 0:
-        return float(false_positive[0])
     share = -gap[after - 1] / (gap[after] - gap[after - 1])
     return float(false_positive[after - 1] + share * (false_positive[after] - false_positive[after - 1]))
 
@@ -87,17 +97,24 @@ def accuracy(scores: ArrayLike, labels: ArrayLike, threshold: float) -> float:
 
 def balanced_accuracy(scores: ArrayLike, labels: ArrayLike, threshold: float) -> float:
     """Mean over the two classes of the share of clips on the right side of `threshold`."""
-    values, fake = _checked(scores, labels)
+    values, fake = _checked_both(scores, labels)
     right = (values >= threshold) == fake
     return float((right[fake].mean() + right[~fake].mean()) / 2)
 
 
 def best_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
-    """The threshold with the highest balanced accuracy, half way to the next lower score; ties to the highest."""
+    """The threshold with the highest balanced accuracy, half way to the next lower score; ties to the highest one.
+
+    Never above all scores: where that is best, the lowest score is returned, which is as good.
+    """
     false_positive, true_positive, thresholds = roc_curve(scores, labels)
-    best = max(int(np.argmax(true_positive - false_positive)), 1)
-    lower = thresholds[best + 1] if best + 1 < len(thresholds) else thresholds[best]
-    return float((thresholds[best] + lower) / 2)
+    # Rounded, so that ties stay ties: the rates are quotients.
+    best = 1 + int(np.argmax(np.round(true_positive - false_positive, 12)[1:]))
+    if best + 1 == len(thresholds):
+        return float(thresholds[best])
+    middle = (thresholds[best] + thresholds[best + 1]) / 2
+    # Between neighbouring floats the middle is rounded to one of them, and the lower one must stay below.
+    return float(middle if middle > thresholds[best + 1] else thresholds[best])
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stgs.bilevel import architecture_update, weight_update
-from stgs.clips import ClipSet
+from stgs.clips import ClipSet, require_features
 from stgs.config import InputError, SearchConfig
 from stgs.decoding import decode, entropies, maximum_entropies
 from stgs.genotype import Genotype, genotype_from_json
@@ -59,6 +59,9 @@ class PopulationSearch:
         config: how.
         train, dev: weights are updated on the first, architectures and the best epoch come from the second.
         device: where the supernet lives; both splits must be there.
+
+    Raises:
+        InputError: clips without a feature of the space, or with one of another size.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class PopulationSearch:
         dev: ClipSet,
         device: torch.device | str = "cpu",
     ) -> None:
+        for clips in (train, dev):
+            require_features(clips, space.features, space.length)
         self.space, self.config, self.train, self.dev = space, config, train, dev
         self.supernet = Supernet(
             space,

@@ -60,6 +60,10 @@ class SearchSpace:
         for operation in self.operations:
             require(operation in OPERATIONS, f"operation is {operation!r}; choose from {', '.join(OPERATIONS)}.")
         require(
+            len(set(self.operations)) == len(self.operations),
+            f"operations is {list(self.operations)}, but each may be named once only.",
+        )
+        require(
             any(operation != "zero" for operation in self.operations),
             f"operations is {list(self.operations)}, but decoding needs one besides zero.",
         )

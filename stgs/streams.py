@@ -82,11 +82,11 @@ def normal(seeds: Tensor, update: int, name: str, shape: Sequence[int]) -> Tenso
 def dropout_mask(seeds: Tensor, update: int, name: str, shape: Sequence[int], probability: float) -> Tensor:
     """Mask of inverted dropout: 0 where dropped, 1 / (share kept) elsewhere; its expectation is exactly 1.
 
-    One word serves four positions, so `probability` is rounded to a multiple of 1/256. seeds: int64 [P]. Returns
-    float32 [P, *shape].
+    One word serves four positions, so `probability`, in [0, 1), is rounded to a multiple of 1/256, 255/256 at most.
+    seeds: int64 [P]. Returns float32 [P, *shape].
     """
     count = math.prod(shape)
-    levels = round(probability * 256)
+    levels = min(round(probability * 256), 255)
     words = random_words(seeds, update, name, -(-count // 4))
     kept = words.view(torch.uint8)[:, :count] >= levels
     return kept.to(torch.float32).mul_(256.0 / (256 - levels)).view(len(seeds), *shape)

@@ -48,7 +48,7 @@ class Cell(nn.Module):
                 )
             )
         members = len(shape.seeds)
-        # w_o of the paper's weighted fusion (eq. 17): one scalar per candidate. Zero has none: it contributes nothing.
+        # w_o of the paper's weighted fusion (eq. 17): one scalar per candidate. Zero's has no effect.
         self.fusion_weight = nn.Parameter(torch.ones(members, space.num_steps, len(space.operations)))
         if space.tail == "weighted_sum":
             self.step_weight = nn.Parameter(torch.ones(members, space.num_steps))

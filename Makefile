@@ -1,0 +1,46 @@
+# Every target that needs Python depends on the stamp below, so each of them makes .venv by itself, once.
+# A .venv that somebody made by hand is kept: the packages it lacks are added.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+LOCK_VENV := .venv-lock
+
+.PHONY: demo demo-seeds test lint bench lock clean
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/stgs demo --out demo
+
+demo-seeds: $(STAMP)
+	$(BIN)/stgs demo --out demo --seeds 0 1 2
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest tests/bench -m slow -s
+
+# A fresh resolve of pyproject.toml in an environment of its own. facenet-pytorch comes last and without its pins,
+# which no resolver can meet. Local versions (+cu128) are cut off: they name a build that not every index has.
+lock:
+	rm -rf $(LOCK_VENV)
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --upgrade pip setuptools wheel
+	$(LOCK_VENV)/bin/python -m pip install --no-build-isolation -e '.[dev]'
+	$(LOCK_VENV)/bin/python -m pip install --no-deps facenet-pytorch
+	$(LOCK_VENV)/bin/python -m pip freeze --all --exclude-editable | sed 's/+.*//' | LC_ALL=C sort -f > requirements.lock
+	rm -rf $(LOCK_VENV)
+
+clean:
+	rm -rf demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find stgs data_prep cluster jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,197 @@
+"""The engines that run packs: Ray Tune trials, or a Ray Train worker. They only schedule.
+
+Tune's own files are scratch; a trial that dies is started again and finds its state in the run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+import ray.train
+import ray.tune
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster.attempts import Pack, read_heartbeat, read_pack
+from cluster.features import FeatureSource, Split
+from cluster.search_loop import PackJob, search_pack
+from cluster.shards import progress_bar
+from data_prep.storage import InputError
+
+# A driver process of Tune holds at most this many trials at once; the devices are what limits them otherwise.
+MAX_CONCURRENT_TRIALS = 32
+TRIAL_FAILURES = 3
+HEARTBEAT_SECONDS = 1.0
+
+Trial = tuple[PackJob, Pack]
+# (run, name of the pack) -> why its search failed.
+Failures = dict[tuple[str, str], str]
+
+
+class _Bar:
+    """Progress over epochs of points, from the reports of trials that may start again."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar, self.done = bar, dict[Pack, int]()
+
+    def reached(self, pack: Pack, epoch: int, dev_auc: float) -> None:
+        before, now = self.done.get(pack, 0), epoch * len(pack.points)
+        if now > before:
+            self.done[pack] = now
+            self.bar.set_postfix(dev_auc=f"{dev_auc:.3f}", refresh=False)
+            self.bar.update(now - before)
+
+
+@contextlib.contextmanager
+def _bar(title: str, trials: Sequence[Trial], shown: bool) -> Iterator[_Bar]:
+    total = sum(job.config.epochs * len(pack.points) for job, pack in trials)
+    with progress_bar(title, total, "epoch", shown) as bar:
+        yield _Bar(bar)
+
+
+def search_with_tune(trials: Sequence[Trial], source: FeatureSource, *, title: str, progress: bool) -> Failures:
+    """Search packs as Tune trials, each in its own process. Returns why those that failed did."""
+    resources = _resources([job for job, _ in trials])
+    splits = source.load_splits(("train", "dev"))
+    trainable = ray.tune.with_resources(
+        ray.tune.with_parameters(_trial, jobs=[job for job, _ in trials], train=splits["train"], dev=splits["dev"]),
+        resources,
+    )
+    space = {"trial": ray.tune.grid_search([{"number": n, "pack": pack.name} for n, (_, pack) in enumerate(trials)])}
+    with (
+        tempfile.TemporaryDirectory(prefix="stgs-tune-") as scratch,
+        _bar(title, trials, progress) as bar,
+        _own_output(),
+    ):
+        results = ray.tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=ray.tune.TuneConfig(
+                max_concurrent_trials=min(len(trials), MAX_CONCURRENT_TRIALS), reuse_actors=True
+            ),
+            run_config=ray.tune.RunConfig(
+                name="grid",
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[_TuneProgress(bar, [pack for _, pack in trials])],
+                failure_config=ray.tune.FailureConfig(max_failures=TRIAL_FAILURES),
+            ),
+        ).fit()
+    found = [results[index] for index in range(len(results))]
+    keys = [(job.run, pack.name) for job, pack in trials]
+    return {
+        keys[result.config["trial"]["number"]]: str(result.error)
+        for result in found
+        if result.error and result.config is not None
+    }
+
+
+class _TuneProgress(ray.tune.Callback):
+    def __init__(self, bar: _Bar, packs: Sequence[Pack]) -> None:
+        self.bar, self.packs = bar, packs
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "epoch" in result:
+            self.bar.reached(self.packs[trial.config["trial"]["number"]], result["epoch"], result["dev_auc"])
+
+
+def _trial(config: dict[str, Any], *, jobs: Sequence[PackJob], train: Split, dev: Split) -> None:
+    """One trial: the search of one pack in its own process."""
+    job = jobs[config["trial"]["number"]]
+    search_pack(job, read_pack(job.run, config["trial"]["pack"]), train, dev, ray.tune.report)
+
+
+def search_with_train(trial: Trial, source: FeatureSource, *, progress: bool) -> Failures:
+    """Search one pack in a Ray Train worker. Returns why it failed, if it did."""
+    job, pack = trial
+    resources = _resources([job])
+    data = ray.put(source.load_splits(("train", "dev")))
+    with (
+        tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch,
+        _bar("search", [trial], progress) as bar,
+        _followed_by_heartbeat(trial, bar),
+        _own_output(),
+    ):
+        trainer = TorchTrainer(
+            _train_worker,
+            # A reference inside a list reaches the worker as a reference, so the data stay in the object store.
+            train_loop_config={"job": job, "pack": pack.name, "data": [data]},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=1, use_gpu=job.device == "cuda", resources_per_worker=resources
+            ),
+            torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
+            run_config=ray.train.RunConfig(
+                name="search",
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=TRIAL_FAILURES),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            return {(job.run, pack.name): str(error)}
+    return {}
+
+
+@contextlib.contextmanager
+def _followed_by_heartbeat(trial: Trial, bar: _Bar) -> Iterator[None]:
+    """Move the bar by the pack's heartbeat meanwhile: Ray Train's callbacks run in a process of their own."""
+    job, pack = trial
+    done = threading.Event()
+
+    def follow() -> None:
+        while not done.wait(HEARTBEAT_SECONDS):
+            facts = read_heartbeat(job.run, pack)
+            if facts is not None:
+                bar.reached(pack, facts["epoch"], facts["dev_auc"])
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    job: PackJob = config["job"]
+    splits = ray.get(config["data"][0])
+
+    def report(row: dict[str, Any]) -> None:
+        """Nothing: ray.train.report would hold every epoch up for up to two seconds, and the heartbeat says it all."""
+
+    search_pack(job, read_pack(job.run, config["pack"]), splits["train"], splits["dev"], report)
+
+
+def _resources(jobs: Sequence[PackJob]) -> dict[str, float]:
+    """What each trial or worker asks for; the jobs run on one kind of device.
+
+    Raises InputError where the cluster has less altogether.
+    """
+    resources: dict[str, float] = (
+        {"GPU": 1, "CPU": 1} if jobs[0].device == "cuda" else {"CPU": max(job.threads for job in jobs)}
+    )
+    there = ray.cluster_resources()
+    for name, needed in resources.items():
+        if there.get(name, 0) < needed:
+            raise InputError(
+                f"a search needs {needed:g} {name}, but the cluster has {there.get(name, 0):g}; ask for fewer threads."
+            )
+    return resources
+
+
+@contextlib.contextmanager
+def _own_output() -> Iterator[None]:
+    """Send what Tune and Train print to where their log goes (descriptor 2, see `cluster.session`): a command's result
+    stands alone on standard output.
+    """
+    with os.fdopen(os.dup(2), "w", errors="backslashreplace") as log, contextlib.redirect_stdout(log):
+        yield

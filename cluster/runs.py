@@ -1,0 +1,104 @@
+"""A run directory: its name, its configuration, and the environment it was made in (design.md section 3)."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from cluster.shards import versions
+from data_prep import boxes, storage
+from data_prep.storage import InputError
+
+CONFIG_NAME = "config.yaml"
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "librosa", "av", "facenet-pytorch")
+
+
+def open_run(uri: str, config: Mapping[str, Any], *, resume: bool, hints: Mapping[str, Any]) -> str:
+    """Begin a run, or continue one of the same configuration. Returns its absolute URI.
+
+    config: the complete, resolved settings; a run is continued only where they are equal. hints: what may change
+    between attempts, such as where the features lie.
+
+    Raises:
+        InputError: a name that no run may have, a run that stands already (without `resume`), or one that was begun
+            with other settings, naming the first that differs.
+    """
+    uri = storage.absolute(uri)
+    name = uri.rstrip("/").rsplit("/", 1)[-1]
+    if not _NAME.fullmatch(name):
+        raise InputError(f"--out ends in {name!r}, but a run's name has 1 to 64 letters, digits, '.', '_' or '-'.")
+    plain = _plain(config)
+    text = yaml.safe_dump({"config": plain, "hints": _plain(hints)}, sort_keys=False)
+    try:
+        storage.create(storage.join(uri, CONFIG_NAME), text.encode())
+    except FileExistsError:
+        standing = read_config(uri)
+        different = sorted(key for key in {*standing, *plain} if standing.get(key) != plain.get(key))
+        if different:
+            key = different[0]
+            raise InputError(
+                f"{uri} was begun with {key} {standing.get(key)!r}, not {plain.get(key)!r}; give another --out."
+            ) from None
+        if not resume:
+            raise InputError(f"{uri} stands already; continue it with --resume, or give another --out.") from None
+    storage.write(storage.join(uri, "environment.json"), boxes.canonical_json(environment()))
+    return uri
+
+
+def read_config(uri: str) -> dict[str, Any]:
+    """The settings that a run was begun with. Raises InputError if there is no run at `uri`."""
+    return _read(uri)["config"]
+
+
+def read_hints(uri: str) -> dict[str, Any]:
+    """Where the run's features and manifest were. Raises InputError if there is no run at `uri`."""
+    return _read(uri)["hints"]
+
+
+def _read(uri: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = yaml.safe_load(storage.read(storage.join(uri, CONFIG_NAME)))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{uri} is no run: it has no {CONFIG_NAME}; give the --out of 'stgs grid'.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{uri}/{CONFIG_NAME} is damaged ({error}); search again into another --out.") from None
+    return content
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and, where the program runs from a checkout, the git commit."""
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "devices": devices,
+        "versions": versions(_PACKAGES),
+        "commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):  # no git here: the commit is unknown, which the file says
+        return None
+    return done.stdout.strip() or None
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with lists for tuples, as a file gives it back."""
+    plain: dict[str, Any] = json.loads(boxes.canonical_json(value))
+    return plain

@@ -1,0 +1,147 @@
+"""Runs a worker class over the shards of a box on Ray Data: one row is one shard, and the actor itself writes it.
+
+So two runs leave the same bytes whatever the number of actors and whoever dies on the way, and a run that was stopped
+repeats at most the shards that were in work.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import ray.exceptions
+from tqdm import tqdm
+
+from data_prep.storage import InputError
+
+Shard = dict[str, Any]
+Result = dict[str, Any]
+
+# How often a shard is tried again when its actor dies (a lost node, no memory left). Ray Data's default is for ever,
+# which a clip that crashes the decoder would turn into an endless run.
+_RETRIES = 3
+# How often an actor tells of the clips it has done; each message costs the driver some milliseconds.
+_NEWS_S = 0.5
+
+
+class ShardWorker:
+    """Base of the actors. A subclass loads what it needs in its constructor and implements `work`."""
+
+    def work(self, shard: Shard) -> Iterator[int | Result]:
+        """Make one shard. Yields numbers of clips as they get done, and last the shard's result (JSON types)."""
+        raise NotImplementedError
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """Ray Data's side of `work`: a batch of one shard in; rows with news of it out, the result in the last."""
+        (shard,) = batch["shard"]
+        clips, told = 0, time.monotonic()
+        for step in self.work(json.loads(shard)):
+            result = ""
+            if isinstance(step, int):
+                clips += step
+                if time.monotonic() - told < _NEWS_S:
+                    continue
+            else:
+                result = json.dumps(step)
+            yield {"clips": np.array([clips]), "result": np.array([result])}
+            clips, told = 0, time.monotonic()
+
+
+def run(
+    worker: type[ShardWorker],
+    arguments: dict[str, Any],
+    shards: list[Shard],
+    *,
+    clips: int,
+    title: str,
+    actors: int | None = None,
+    num_cpus: int = 1,
+    num_gpus: int = 0,
+    progress: bool = True,
+) -> list[Result]:
+    """The results of all `shards`, in their order, made by `worker(**arguments)` in actors.
+
+    clips: their number in all shards, for the progress bar named `title`. actors: how many at most; None: as many as
+    the cluster has CPUs and GPUs for. num_cpus, num_gpus: of each actor. Raises InputError where a worker does, or
+    where the cluster is too small for one actor; RuntimeError if a shard's actor died in every attempt.
+    """
+    if not shards:
+        return []
+    size = _number_of_actors(actors, len(shards), num_cpus, num_gpus)
+    rows = [{"shard": json.dumps(shard | {"position": position})} for position, shard in enumerate(shards)]
+    with warnings.catch_warnings():
+        # It has no other way to bound the restarts of an actor pool; pyproject.toml excludes the Ray that drops it.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            worker,
+            fn_constructor_kwargs=arguments,
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=size),
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            max_restarts=_RETRIES,
+            max_task_retries=_RETRIES,
+        )
+    # Every row leaves its actor at once, so that the progress bar moves within a shard, too.
+    dataset.context.target_max_block_size = 1
+    results: dict[int, Result] = {}
+    with progress_bar(title, clips, "clip", progress) as bar:
+        for row in _rows(dataset, title):
+            bar.update(row["clips"])
+            if row["result"]:
+                result = json.loads(row["result"])
+                results[result.pop("position")] = result
+    return [results[position] for position in range(len(shards))]
+
+
+def _rows(dataset: ray.data.Dataset, title: str) -> Iterator[dict[str, Any]]:
+    """The dataset's rows; a worker's InputError as itself, without Ray's wrapping."""
+    try:
+        yield from dataset.iter_rows()
+    except ray.exceptions.RayActorError as error:
+        raise RuntimeError(f"{title}: an actor died {_RETRIES + 1} times at the same shard.") from error
+    except ray.exceptions.RayTaskError as error:
+        # By name: stgs has an InputError of its own, and importing it here would load torch for `prepare`, too.
+        if type(error.cause).__name__ != InputError.__name__:
+            raise
+        # Ray Data appends advice on retries to the message.
+        raise InputError(str(error.cause).partition("\n")[0]) from None
+
+
+def _number_of_actors(wanted: int | None, shards: int, num_cpus: int, num_gpus: int) -> int:
+    if wanted is not None and wanted < 1:
+        raise InputError(f"actors is {wanted}, but at least 1 is needed.")
+    resources = ray.cluster_resources()
+    room = int(resources.get("CPU", 0)) // num_cpus
+    if num_gpus:
+        room = min(room, int(resources.get("GPU", 0)) // num_gpus)
+    if room < 1:
+        needs = f"{num_cpus} CPUs" + (f" and {num_gpus} GPUs" if num_gpus else "")
+        raise InputError(f"an actor needs {needs}, which this cluster does not have; ask for fewer threads.")
+    return min(shards, room, wanted or room)
+
+
+def progress_bar(title: str, total: int, unit: str, shown: bool) -> tqdm[Any]:
+    """A bar on standard error; where that is a file, a line every half minute instead of ten a second."""
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, desc=title, unit=unit, disable=not shown, mininterval=interval, file=sys.stderr)
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Version of each of `packages` that is installed, for a box's meta.json."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,200 @@
+"""One clip to one row of the corpus, or to one reject.
+
+One window of the clip gives both senses: position i of the frames and of the sound is the same moment. The same clip
+gives the same bytes, whatever else is prepared (with one number of torch threads, which the caller sets).
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep import audio, faces
+from data_prep.faces import FaceDetector, MtcnnDetector
+from data_prep.manifest import Row, resolve_path
+from data_prep.rejects import REJECT_SCHEMA, Reject, RejectedError, RejectReason
+from data_prep.storage import InputError
+from data_prep.window import read_window
+
+__all__ = [
+    "CORPUS_SCHEMA",
+    "REJECT_SCHEMA",
+    "ClipPreparer",
+    "PrepareConfig",
+    "Reject",
+    "RejectReason",
+]
+
+_LABEL_COLUMNS = ("clip_id", "label", "category", "dataset", "subject", "target", "method", "augmentation")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig:
+    """How a clip becomes a row. Raises InputError for values that fit no clip or not each other."""
+
+    window_s: float = 3.0
+    """Length of the one window that is taken from each clip, in seconds; shorter clips are repeated."""
+    window: Literal["centre", "random"] = "centre"
+    """Where the window lies: in the middle, or at a place drawn from the clip_id."""
+    num_frames: int = 8
+    """Frames per clip, in the middles of as many equal parts of the window."""
+    frame_size: int = 224
+    """Side of a face crop, in pixels."""
+    spectrogram_frames: int = 300
+    """Spectrogram frames (10 ms each) that are kept, from the window's beginning."""
+    faces: Literal["mtcnn", "none"] = "mtcnn"
+    """Face detector; none takes the middle square of each frame (for benchmarks)."""
+    face_margin: float = 0.3
+    """A crop's side is 1 + face_margin times the longer side of the face's box."""
+    min_face_score: float = 0.9
+    """A frame shows a face if the detector's score reaches this."""
+    min_faces: int = 6
+    """A clip with fewer frames that show a face is rejected: no_face."""
+    min_face_size: int = 30
+    """Smallest face that is searched for, in pixels after shrinking."""
+    detect_max_side: int = 480
+    """Frames with a longer side are shrunk to it before detection (crops are cut from the full frame)."""
+    min_duration_s: float = 0.5
+    """A clip in which picture and sound run together for less is rejected: too_short."""
+    silence_dbfs: float = -60.0
+    """A clip whose window has an RMS level below this is rejected: silent."""
+    leading_silence_db: float = -40.0
+    """Silence ends where the RMS of 10 ms exceeds this level relative to the clip's peak."""
+    target_dbfs: float = -30.0
+    """RMS level to which a quieter window is raised."""
+
+    def __post_init__(self) -> None:
+        for name in ("window_s", "num_frames", "frame_size", "spectrogram_frames", "min_face_size", "detect_max_side"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}; give a number above 0.")
+        for name, allowed in (("window", ("centre", "random")), ("faces", ("mtcnn", "none"))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(allowed)}.")
+        if not 1 <= self.min_faces <= self.num_frames:
+            raise InputError(f"min_faces is {self.min_faces}; give a number from 1 to num_frames, {self.num_frames}.")
+        if not self.face_margin >= 0:
+            raise InputError(f"face_margin is {self.face_margin}; give 0 or more.")
+        most = round(self.window_s * audio.SAMPLE_RATE) // audio.HOP_SAMPLES + 1
+        if self.spectrogram_frames > most:
+            raise InputError(
+                f"spectrogram_frames is {self.spectrogram_frames}, but window_s {self.window_s} has only {most}; "
+                f"lengthen the window."
+            )
+
+
+def CORPUS_SCHEMA(config: PrepareConfig) -> pa.Schema:  # noqa: N802 (a schema, but one that depends on the config)
+    """Columns of a corpus: labels as in the manifest, then what `ClipPreparer` measured."""
+    frames, size = config.num_frames, config.frame_size
+    return pa.schema(
+        [
+            pa.field("clip_id", pa.string(), nullable=False),
+            pa.field("label", pa.int8(), nullable=False),
+            *(pa.field(name, pa.string(), nullable=False) for name in ("category", "dataset", "subject")),
+            *(pa.field(name, pa.string()) for name in ("target", "method", "augmentation")),
+            pa.field("frames", pa.fixed_shape_tensor(pa.uint8(), (frames, 3, size, size))),
+            pa.field("spectrogram", pa.fixed_shape_tensor(pa.float32(), (config.spectrogram_frames, audio.NUM_BINS))),
+            pa.field("window_start_s", pa.float64(), nullable=False),
+            pa.field("frame_times_s", pa.fixed_shape_tensor(pa.float64(), (frames,))),
+            pa.field("face_score", pa.fixed_shape_tensor(pa.float32(), (frames,))),
+            pa.field("face_box", pa.fixed_shape_tensor(pa.float32(), (frames, 4))),
+            pa.field("fps", pa.float64(), nullable=False),
+            pa.field("duration_s", pa.float64(), nullable=False),
+            pa.field("leading_silence_s", pa.float64(), nullable=False),
+        ]
+    )
+
+
+class ClipPreparer:
+    """Makes corpus rows. Construction is slow (it loads the detector and warms librosa); one per process is enough.
+
+    detector: finds faces; by default the one that `config.faces` names.
+    """
+
+    def __init__(self, config: PrepareConfig, *, detector: FaceDetector | None = None) -> None:
+        self.config = config
+        if detector is None and config.faces == "mtcnn":
+            detector = MtcnnDetector(max_side=config.detect_max_side, min_face_size=config.min_face_size)
+        self._detector = detector
+        # librosa compiles on its first STFT, which takes seconds: here, not in the first clip.
+        audio.magnitude_spectrogram(np.zeros(audio.SAMPLE_RATE, np.float32), 1)
+
+    def __call__(self, row: Row, roots: Mapping[str, str]) -> dict[str, Any] | Reject:
+        """A row of CORPUS_SCHEMA for a row of a manifest whose paths lie below `roots`, or why there is none.
+
+        frames: uint8 [num_frames, 3, frame_size, frame_size], RGB. spectrogram: float32 [spectrogram_frames, 257],
+        magnitudes. Times are seconds since the clip's beginning, the moment from which picture and sound are both
+        there; frame_times_s are the time stamps of the frames shown at window_start_s + (i + 0.5) * window_s /
+        num_frames (taken round again in a shorter clip). face_box: left, top, right, bottom in the pixels of the
+        clip; face_score: 0 where the box is another frame's. leading_silence_s: see `PrepareConfig`.
+        """
+        try:
+            return {name: row[name] for name in _LABEL_COLUMNS} | self._prepare(row, roots)
+        except RejectedError as rejected:
+            return Reject(
+                clip_id=row["clip_id"], path=row["video_path"], reason=rejected.reason, detail=rejected.detail
+            )
+
+    def _prepare(self, row: Row, roots: Mapping[str, str]) -> dict[str, Any]:
+        config = self.config
+        video_uri, audio_uri = _resolve(row, roots)
+        clip = read_window(
+            video_uri,
+            audio_uri,
+            window_s=config.window_s,
+            place=0.5 if config.window == "centre" else _random_place(row["clip_id"]),
+            num_frames=config.num_frames,
+            min_duration_s=config.min_duration_s,
+            leading_silence_db=config.leading_silence_db,
+        )
+        level = audio.dbfs(clip.sound)
+        if level < config.silence_dbfs:
+            raise RejectedError(RejectReason.SILENT, f"the level is {level:.1f} dBFS, under {config.silence_dbfs:g}")
+        boxes, scores, margin = self._find_faces(clip.images)
+        crops = [
+            faces.crop(image, box, margin=margin, size=config.frame_size)
+            for image, box in zip(clip.images, boxes, strict=True)
+        ]
+        sound = audio.raise_volume(clip.sound, config.target_dbfs)
+        return {
+            "frames": np.stack(crops),
+            "spectrogram": audio.magnitude_spectrogram(sound, config.spectrogram_frames),
+            "window_start_s": clip.start_s,
+            "frame_times_s": clip.frame_times_s,
+            "face_score": scores,
+            "face_box": boxes,
+            "fps": clip.fps,
+            "duration_s": clip.duration_s,
+            "leading_silence_s": clip.leading_silence_s,
+        }
+
+    def _find_faces(self, images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, float]:
+        """(boxes float32 [frames, 4], scores float32 [frames], margin). Raises RejectedError: no_face."""
+        config = self.config
+        if self._detector is None:
+            box = faces.centre_box(*images[0].shape[:2])
+            return np.stack([box] * len(images)), np.zeros(len(images), np.float32), 0.0
+        found = self._detector(np.stack(images))
+        boxes, scores = faces.follow_face(found, min_score=config.min_face_score)
+        num_faces = int(np.count_nonzero(scores))
+        if num_faces < config.min_faces:
+            detail = f"{num_faces} of {len(images)} frames show a face, under {config.min_faces}"
+            raise RejectedError(RejectReason.NO_FACE, detail)
+        return boxes, scores, config.face_margin
+
+
+def _random_place(clip_id: str) -> float:
+    """0 to 1, uniform over clips, the same for a clip in every corpus."""
+    return int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8], "big") / 2**64
+
+
+def _resolve(row: Row, roots: Mapping[str, str]) -> tuple[str, str | None]:
+    try:
+        video_uri = resolve_path(roots, row["video_path"])
+        return video_uri, None if row["audio_path"] is None else resolve_path(roots, row["audio_path"])
+    except InputError as error:
+        # The manifest was checked when it was written, so a symbolic link has changed since.
+        raise RejectedError(RejectReason.UNREADABLE, str(error)) from error

@@ -1,0 +1,206 @@
+"""The console command `stgs`: finds the command's module, builds its configuration, and reports how it ended.
+
+Exit codes (design.md section 5): 0 complete; 1 failed; 2 wrong use; 3 stopped early and resumable; 4 complete, but
+some points failed or some clips were refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import json
+import math
+import os
+import signal
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.options import SessionOptions, UsageError, add_arguments, build, group, option, options_of
+
+__all__ = ["COMMANDS", "Outcome", "SessionOptions", "UsageError", "group", "main", "option", "run_command"]
+
+COMPLETE, FAILED, WRONG_USE, STOPPED, PARTLY = 0, 1, 2, 3, 4
+
+# Name of each command and its line in `stgs --help`; the module is jobs.<name>, imported when the command is used.
+COMMANDS: dict[str, str] = {
+    "demo": "make a small talking-face corpus, then run everything below, to the report",
+    "manifest": "list the clips of a data set, with labels, subjects and splits",
+    "prepare": "cut faces and spectrograms out of the clips of a manifest: the corpus",
+    "extract": "run the frozen backbones over a corpus: the features",
+    "search": "search one fusion network on features",
+    "grid": "search a grid of temperatures and numbers of samples",
+    "train": "train the found networks and the controls of a run",
+    "evaluate": "read the test clips once and score the trained networks",
+    "report": "write a run's report as one HTML page",
+    "score": "print P(fake) for new clips",
+    "describe": "print the size of a genotype and draw it",
+}
+
+# Exceptions that mean wrong input. They are looked up where their modules are loaded already: importing those here
+# would make `stgs --help` wait for torch and pyarrow.
+_INPUT_ERRORS = (("stgs.config", "InputError"), ("data_prep.storage", "InputError"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a command ended: `payload` is what --json prints (JSON types only), `text` what is printed otherwise."""
+
+    payload: dict[str, Any]
+    text: str
+    exit_code: int = COMPLETE
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong use like every other error of `stgs`: one sentence."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UsageError(f"{message}; see '{self.prog} --help'.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command: `stgs COMMAND ...`. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return COMPLETE if arguments else WRONG_USE
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(f"stgs: {name!r} is no command; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
+        return WRONG_USE
+    return int(importlib.import_module(f"jobs.{name}").main(arguments[1:]))
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = ["usage: stgs COMMAND ... (stgs COMMAND --help lists a command's options)", ""]
+    return "\n".join(lines + [f"  {name:<{width}}{text}" for name, text in COMMANDS.items()])
+
+
+def run_command(name: str, run: Callable[[Any], Outcome], argv: Sequence[str] | None = None) -> int:
+    """Parse `argv` into the configuration that `run` takes, call it, print its outcome, and return the exit code.
+
+    The configuration's class is the annotation of `run`'s parameter; the command's description is the docstring of
+    run's module. Wrong input ends in one sentence on standard error; SIGTERM is taken like Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        with _terminate_like_interrupt(), _standard_output_reserved(as_json):
+            outcome = run(_configuration(name, run, arguments))
+    except _input_errors() as error:
+        return _end(name, str(error), WRONG_USE, as_json)
+    except KeyboardInterrupt:
+        return _end(name, "stopped; the same command goes on where it stopped.", STOPPED, as_json)
+    except Exception as error:  # the last resort of a command: shown in full, and the exit code says so
+        traceback.print_exc()
+        return _end(name, f"failed: {type(error).__name__}: {error}", FAILED, as_json)
+    print(json.dumps(_finite(outcome.payload)) if as_json else outcome.text)
+    return outcome.exit_code
+
+
+def _end(name: str, sentence: str, exit_code: int, as_json: bool) -> int:
+    print(f"stgs {name}: {sentence}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": sentence}))
+    return exit_code
+
+
+def _configuration(name: str, run: Callable[[Any], Outcome], arguments: list[str]) -> Any:
+    config_class = next(iter(typing.get_type_hints(run).values()))
+    options = options_of(config_class)
+    parser = _Parser(
+        prog=f"stgs {name}",
+        description=run.__globals__["__doc__"],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_arguments(parser, options)
+    parser.add_argument("--config", metavar="FILE.yaml", help="read options from a file; flags override it")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    given = vars(parser.parse_args(arguments))
+    given.pop("json")
+    file = given.pop("config")
+    # argparse reports a positional of any number that was not given as an empty list.
+    given = {key: value for key, value in given.items() if value != []}
+    from_file = {} if file is None else _read_config(file)
+    known = {item.name for item in options}
+    for key in from_file:
+        if key not in known:
+            raise UsageError(f"the key {key!r} in {file} is no option of stgs {name}; see 'stgs {name} --help'.")
+    origins = {key: f"{key} in {file}" for key in from_file if key not in given}
+    return build(config_class, {**from_file, **given}, origins)
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"--config {path} holds no mapping of option names to values.")
+    return content
+
+
+def _input_errors() -> tuple[type[Exception], ...]:
+    loaded = [getattr(sys.modules[module], name) for module, name in _INPUT_ERRORS if module in sys.modules]
+    return (UsageError, *loaded)
+
+
+@contextlib.contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt meanwhile, so that every command is stopped in one way."""
+
+    def interrupt(signum: int, frame: Any) -> typing.NoReturn:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, which alone receives signals: nothing to do
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _standard_output_reserved(reserved: bool) -> Iterator[None]:
+    """Meanwhile, what is written to standard output goes to standard error, from child processes, too."""
+    if not reserved:
+        yield
+        return
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for the floats that JSON does not have (nan, inf)."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Searches a grid of temperatures and numbers of Gumbel samples on Ray, and keeps the genotype of every point.
+
+Points are packed: one pack is one population in one program. A run that was stopped, or killed, goes on with --resume
+and ends with the same genotypes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cluster.features import open_features
+from cluster.grid import GridConfig, GridResult, run_grids
+from cluster.session import connect
+from jobs.cli import FAILED, PARTLY, Outcome, SessionOptions, group, option, run_command
+from jobs.tables import grid_table, indented
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridJobConfig:
+    """Options of `stgs grid`."""
+
+    features: str = option(help="directory of the features", positional=True, metavar="FEATURES")
+    manifest: str = option(help="directory of the manifest that splits them")
+    out: str = option(help="directory of the run, local or s3://; its last part is the run's name")
+    resume: bool = option(False, help="continue a run that stands")
+    grid: GridConfig = group(GridConfig)
+    session: SessionOptions = group(SessionOptions)
+
+
+def run(config: GridJobConfig) -> Outcome:
+    """Search every point of the grid."""
+    start = time.monotonic()
+    source = open_features(config.features, config.manifest)
+    with connect(**config.session.connect_arguments(config.out)):
+        result = run_grids({config.out: config.grid}, source, resume=config.resume)[config.out]
+    return outcome(config.out, result, time.monotonic() - start)
+
+
+def outcome(out: str, result: GridResult, seconds: float) -> Outcome:
+    """What a finished grid prints: the tables of dev AUC and parameters, and the best point on dev."""
+    payload = {"out": out, "points": result.rows, "failed": result.failed, "seconds": round(seconds, 1)}
+    lines = [f"{len(result.rows)} points searched, {len(result.failed)} failed, in {seconds:.1f} s"]
+    if not result.rows:
+        return Outcome(payload, "\n".join([*lines, *_failures(result)]), FAILED)
+    best = max(result.rows, key=lambda row: row["dev_auc"])
+    lines += ["supernet's AUC on dev, temperature by num_samples:", indented(grid_table(result.rows, "dev_auc"))]
+    lines += ["parameters of the found network:", indented(grid_table(result.rows, "parameters", 0))]
+    lines.append(f"best on dev: {best['id']}, AUC {best['dev_auc']:.3f}, {best['parameters']:,} parameters")
+    hardly = [row["id"] for row in result.rows if row["hardly_moved"]]
+    if hardly:
+        lines.append(
+            f"the architecture has hardly moved at {len(hardly)} of {len(result.rows)} points (entropies above 0.99 of "
+            "their maximum, genotype still changing): take their genotypes as drawn by chance."
+        )
+    lines += [*_failures(result), f"run: {out}"]
+    return Outcome(payload, "\n".join(lines), PARTLY if result.failed else 0)
+
+
+def _failures(result: GridResult) -> list[str]:
+    return [f"failed: {point}: {reason.splitlines()[-1]}" for point, reason in result.failed.items()]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`stgs grid`; returns the exit code."""
+    return run_command("grid", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Prepares every clip of a manifest: face crops and spectrograms of one window each, or the reason why there are none.
+
+A stopped run goes on where it stopped when it is started again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from cluster.prepare import REJECTS, prepare
+from cluster.session import connect
+from data_prep import boxes, storage
+from data_prep.boxes import Meta
+from data_prep.clip import PrepareConfig
+from data_prep.contact_sheet import contact_sheet
+from jobs.cli import PARTLY, Outcome, SessionOptions, group, option, run_command
+
+CONTACT_SHEET = "contact-sheet.jpg"
+_LISTED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareJobConfig:
+    """Options of `stgs prepare`."""
+
+    manifest: str = option(help="directory of the manifest", positional=True, metavar="MANIFEST_DIR")
+    out: str = option(help="directory for the corpus, local or s3://")
+    contact_sheet: bool = option(False, help=f"also write {CONTACT_SHEET}: the faces and spectrograms of some clips")
+    actors: int | None = option(None, help="processes, each with a CPU (default: one per CPU)")
+    prepare: PrepareConfig = group(PrepareConfig)
+    session: SessionOptions = group(SessionOptions)
+
+
+def run(config: PrepareJobConfig) -> Outcome:
+    """Prepare the clips; the exit code says whether some were refused."""
+    start = time.monotonic()
+    boxes.read_meta(config.manifest, boxes.MANIFEST)  # a wrong path is told before Ray starts
+    with connect(**config.session.connect_arguments(config.out)):
+        meta = prepare(config.manifest, config.out, config.prepare, actors=config.actors)
+    seconds = time.monotonic() - start
+    rejects = read_rejects(config.out, meta)
+    payload = {
+        "out": config.out,
+        "digest": meta.digest,
+        "counts": meta.counts,
+        "rejects": rejects.to_dict("records"),
+        "seconds": round(seconds, 1),
+    }
+    text = _summary(config.out, meta, rejects, seconds)
+    if config.contact_sheet:
+        sheet = storage.join(config.out, CONTACT_SHEET)
+        shown = write_contact_sheet(config.out, meta, sheet)
+        payload["contact_sheet"] = sheet
+        text += f"\ncontact sheet of {shown} clips: {sheet}"
+    return Outcome(payload, text, PARTLY if len(rejects) else 0)
+
+
+def read_rejects(corpus: str, meta: Meta) -> pd.DataFrame:
+    """All rejects of a corpus: columns clip_id, path, reason, detail, in order of clip_id."""
+    parts = sorted(name for name in meta.files if name.startswith(f"{REJECTS}/"))
+    return pd.concat([boxes.read_table(storage.join(corpus, part)).to_pandas() for part in parts], ignore_index=True)
+
+
+def write_contact_sheet(corpus: str, meta: Meta, target: str) -> int:
+    """Write a picture of some clips of `corpus`; returns their number."""
+    parts = sorted(name for name in meta.files if "/" not in name)
+    data, shown = contact_sheet([storage.join(corpus, part) for part in parts])
+    storage.write(target, data)
+    return shown
+
+
+def _summary(out: str, meta: Meta, rejects: pd.DataFrame, seconds: float) -> str:
+    counts = meta.counts
+    lines = [f"{counts['clips']} of {counts['rows']} clips prepared in {seconds:.1f} s, {counts['rejects']} refused"]
+    lines += [f"  {name}: {counts[name]}" for name in sorted(counts) if name.startswith("category.")]
+    lines += [f"  {name}: {counts[name]}" for name in sorted(counts) if name.startswith("reject.")]
+    lines += [f"    {row.clip_id}: {row.reason} ({row.detail})" for row in rejects.head(_LISTED).itertuples()]
+    if len(rejects) > _LISTED:
+        lines.append(f"    ... and {len(rejects) - _LISTED} more, in {storage.join(out, REJECTS)}")
+    return "\n".join([*lines, f"corpus: {out}"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`stgs prepare`; returns the exit code."""
+    return run_command("prepare", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""How a command connects to Ray and leaves nothing behind; each in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TIMEOUT_S = 100
+
+CONNECT = """
+import os, signal, sys
+from pathlib import Path
+from cluster.session import connect
+
+def environment():
+    # Settings of the cluster; Ray also sets RAY_CLIENT_MODE and PYTHONBREAKPOINT, for this process alone.
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_") and "CLIENT" not in name}
+
+home, log_dir = sys.argv[1:]
+before = environment(), signal.getsignal(signal.SIGTERM), sys.stderr
+with connect(num_cpus=1, log_dir=log_dir):
+    import ray
+    assert ray.cluster_resources()["CPU"] == 1
+    assert ray.data.DataContext.get_current().use_datasource_v2 is False
+    assert signal.getsignal(signal.SIGTERM) == before[1], "Ray took the signal"
+    os.write(2, b"written by C++\\n")
+    print("progress", file=sys.stderr)
+    with connect():
+        pass
+    assert ray.get(ray.put(1)) == 1, "the inner connection ended the outer one"
+assert not ray.is_initialized()
+assert environment() == before[0], environment()
+assert (signal.getsignal(signal.SIGTERM), sys.stderr) == before[1:]
+assert list(Path(home).iterdir()) == [], "Ray left something in the home directory"
+os.write(2, b"afterwards\\n")
+"""
+
+REFUSED = """
+from cluster.session import connect
+from data_prep.storage import InputError
+
+for settings in ({"address": "auto"}, {"address": "127.0.0.1:6379", "num_cpus": 2}):
+    try:
+        with connect(**settings):
+            raise AssertionError("connected")
+    except InputError as error:
+        print(error)
+"""
+
+
+def run_script(repository: Path, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["env", "-u", "RAY_AUTH_MODE", *(f"{name}={value}" for name, value in environment.items())]
+    command += [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=TIMEOUT_S)
+
+
+@pytest.mark.ray
+def test_private_cluster_is_quiet_and_leaves_nothing(repository: Path, tmp_path: Path) -> None:
+    home, log_dir = tmp_path / "home", tmp_path / "logs"
+    home.mkdir()
+    result = run_script(repository, CONNECT, str(home), str(log_dir), HOME=str(home))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    assert result.stderr == "progress\nafterwards\n"
+    log = (log_dir / "ray.log").read_text()
+    assert "written by C++" in log
+    assert "Started a local Ray instance" in log
+
+
+@pytest.mark.ray
+def test_missing_cluster_and_foreign_cpus_are_refused(repository: Path) -> None:
+    result = run_script(repository, REFUSED)
+    assert result.returncode == 0, result.stderr
+    missing, foreign = result.stdout.splitlines()
+    assert missing.startswith("there is no Ray cluster at the address auto;")
+    assert foreign.startswith("num_cpus is 2, but the cluster at 127.0.0.1:6379 has its own number of CPUs;")

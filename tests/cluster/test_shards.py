@@ -1,0 +1,72 @@
+"""Workers over shards on Ray Data: order, progress, errors, and actors that die."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import shards
+from data_prep.storage import InputError
+
+ray = pytest.importorskip("ray")
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+# Ray's workers cannot import this file by the name that pytest gives it.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Doubler(shards.ShardWorker):
+    """Doubles `value` in 3 steps; with `fatal`, the process dies once (`folder` remembers) or always."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def work(self, shard: shards.Shard) -> Iterator[int | shards.Result]:
+        yield 2
+        attempt = len(list(self.folder.iterdir()))
+        if shard.get("fatal") == "always" or (shard.get("fatal") == "once" and attempt == 0):
+            (self.folder / str(attempt)).touch()
+            os.abort()
+        if shard.get("refuse"):
+            raise InputError(f"shard {shard['value']} is refused; give another.")
+        yield 1
+        yield {"position": shard["position"], "doubled": 2 * shard["value"]}
+
+
+def run(folder: Path, *items: shards.Shard, actors: int | None = None) -> list[int]:
+    results = shards.run(
+        Doubler, {"folder": str(folder)}, list(items), clips=3 * len(items), title="toy", actors=actors, progress=True
+    )
+    return [result["doubled"] for result in results]
+
+
+def test_results_come_in_the_order_of_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, *({"value": value} for value in range(9))) == [2 * value for value in range(9)]
+    assert "27/27" in capsys.readouterr().err
+
+
+def test_shard_is_done_again_when_its_actor_dies(tmp_path: Path) -> None:
+    assert run(tmp_path, {"value": 1}, {"value": 2, "fatal": "once"}, {"value": 3}) == [2, 4, 6]
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_shard_that_always_kills_its_actor_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="an actor died 4 times"):
+        run(tmp_path, {"value": 1, "fatal": "always"})
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_wrong_input_found_by_a_worker_keeps_its_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        run(tmp_path, {"value": 5, "refuse": True})
+    assert str(refused.value) == "shard 5 is refused; give another."
+
+
+def test_no_shards_and_no_room(tmp_path: Path) -> None:
+    assert run(tmp_path) == []
+    with pytest.raises(InputError, match="actors is 0"):
+        run(tmp_path, {"value": 1}, actors=0)
+    with pytest.raises(InputError, match="an actor needs 64 CPUs"):
+        shards.run(Doubler, {"folder": str(tmp_path)}, [{"value": 1}], clips=3, title="toy", num_cpus=64)

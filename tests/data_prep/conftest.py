@@ -1,0 +1,127 @@
+"""Clips made on the spot, whose frames and sound are known."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from data_prep.faces import Faces
+from data_prep.manifest import MANIFEST_COLUMNS
+
+SIDE = 64
+
+
+def numbered_image(index: int, side: int = SIDE) -> np.ndarray:
+    """A picture that shows its own number, 0 to 255: two hexadecimal digits as the greys of its two halves."""
+    image = np.empty((side, side, 3), np.uint8)
+    image[:, : side // 2] = 16 + 14 * (index % 16)
+    image[:, side // 2 :] = 16 + 14 * (index // 16)
+    return image
+
+
+def read_number(frame: np.ndarray) -> int:
+    """The number of a picture uint8 [3, side, side] that was coded, decoded and perhaps resized."""
+    quarter = frame.shape[2] // 4
+    middles = frame[:, :, quarter], frame[:, :, 3 * quarter]
+    low, high = (round((float(middle.mean()) - 16) / 14) for middle in middles)
+    return low + 16 * high
+
+
+def tone(frequency: float, seconds: float, rate: int, amplitude: float = 0.5) -> np.ndarray:
+    """float32 [samples]: a sine."""
+    times = np.arange(round(seconds * rate)) / rate
+    return (amplitude * np.sin(2 * np.pi * frequency * times)).astype(np.float32)
+
+
+def write_clip(
+    path: Path,
+    *,
+    frame_times: np.ndarray | None = None,
+    sound: np.ndarray | None = None,
+    rate: int = 16_000,
+    sound_start: float = 0.0,
+    video_codec: str = "libx264",
+    audio_codec: str = "aac",
+    channels: int = 1,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Writes a clip whose frame i is `numbered_image(i)`, shown from frame_times[i] on; the default: 75 at 25 fps."""
+    times = np.arange(75) / 25 if frame_times is None else frame_times
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=options or {}) as container:
+        if len(times):
+            video = container.add_stream(video_codec, rate=25)
+            video.width = video.height = SIDE
+            video.pix_fmt = "yuv420p"
+            video.codec_context.time_base = Fraction(1, 1000)
+            video.options = {"crf": "8", "preset": "ultrafast"} if video_codec == "libx264" else {"qscale": "2"}
+            if video_codec != "libx264":
+                video.codec_context.time_base = Fraction(1, 25)
+        if sound is not None:
+            audio = container.add_stream(audio_codec, rate=rate, layout="mono" if channels == 1 else "stereo")
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(numbered_image(index), format="rgb24")
+            frame.time_base = video.codec_context.time_base
+            frame.pts = round(time / frame.time_base)
+            container.mux(video.encode(frame))
+        if len(times):
+            container.mux(video.encode(None))
+        if sound is not None:
+            for start in range(0, len(sound), 1024):
+                container.mux(audio.encode(audio_frame(sound[start : start + 1024], rate, sound_start + start / rate)))
+            container.mux(audio.encode(None))
+    return path
+
+
+def audio_frame(samples: np.ndarray, rate: int, time: float | None) -> av.AudioFrame:
+    """A mono frame of samples -1 to 1 that begins at `time`, in seconds."""
+    frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), format="fltp", layout="mono")
+    frame.sample_rate = rate
+    frame.time_base = Fraction(1, rate)
+    frame.pts = None if time is None else round(time * rate)
+    return frame
+
+
+def manifest_row(name: str, **changes: Any) -> dict[str, Any]:
+    """A row for the file `name` below the root "clips"."""
+    row: dict[str, Any] = dict.fromkeys(MANIFEST_COLUMNS)
+    row |= {"clip_id": name, "video_path": f"clips/{name}", "label": 0, "category": "A"}
+    return row | {"dataset": "clips", "subject": "someone"} | changes
+
+
+@dataclass
+class FixedDetector:
+    """Finds the same box in each of the first `num_frames` frames, with the same score."""
+
+    box: tuple[float, float, float, float] = (16, 16, 48, 48)
+    score: float = 0.99
+    num_frames: int = 8
+
+    def __call__(self, frames: np.ndarray) -> list[Faces]:
+        found = Faces(np.array([self.box], np.float32), np.array([self.score], np.float32))
+        none = Faces(np.empty((0, 4), np.float32), np.empty(0, np.float32))
+        return [found if index < self.num_frames else none for index in range(len(frames))]
+
+
+@dataclass(frozen=True)
+class ClipTools:
+    """What the tests of this folder share; pytest's import mode lets no test import another file."""
+
+    write: Callable[..., Path] = write_clip
+    row: Callable[..., dict[str, Any]] = manifest_row
+    tone: Callable[..., np.ndarray] = tone
+    audio_frame: Callable[..., av.AudioFrame] = audio_frame
+    image: Callable[..., np.ndarray] = numbered_image
+    number: Callable[[np.ndarray], int] = read_number
+    detector: type[FixedDetector] = FixedDetector
+
+
+@pytest.fixture(scope="session")
+def clips() -> ClipTools:
+    """Makes clips, and reads the numbers that their frames show."""
+    return ClipTools()

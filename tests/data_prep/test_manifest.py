@@ -1,0 +1,220 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import manifest, storage
+from data_prep.manifest import MANIFEST_COLUMNS, folder_manifest, read_manifest, read_manifest_csv, write_manifest
+from data_prep.storage import InputError
+
+
+def make_row(name: str = "one", **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(MANIFEST_COLUMNS)
+    row |= {"clip_id": name, "video_path": f"root/{name}.mp4", "label": 1, "category": "C"}
+    return row | {"dataset": "set", "subject": "id1"} | changes
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "clips").mkdir()
+    return {"root": str(tmp_path / "clips")}
+
+
+def test_a_manifest_comes_back_in_order_of_clip_id(tmp_path: Path, roots: dict[str, str]) -> None:
+    rows = [make_row("b", split="test", fold=3, target="id9"), make_row("a", label=0, category="A")]
+    meta = write_manifest(str(tmp_path / "m"), rows, roots, {"command": "folder"})
+    back = read_manifest(str(tmp_path / "m"))
+    assert back.rows == [rows[1], rows[0]]
+    assert back.roots == roots
+    assert back.meta == meta
+    assert meta.counts == {"rows": 2}
+    write_manifest(str(tmp_path / "m"), reversed(rows), roots, {"command": "folder"})
+    assert read_manifest(str(tmp_path / "m")).meta.digest == meta.digest
+
+
+def test_digest_leaves_out_split_and_fold_only(tmp_path: Path, roots: dict[str, str]) -> None:
+    def digest(name: str, **changes: Any) -> str:
+        return write_manifest(str(tmp_path / name), [make_row(**changes)], roots, {}).digest
+
+    plain = digest("plain")
+    assert digest("split", split="train", fold=1) == plain
+    others = {
+        digest("subject", subject="id2"),
+        digest("path", video_path="root/other.mp4"),
+        digest("target", target="id2"),
+    }
+    assert len(others | {plain}) == 4
+
+
+def test_another_manifest_in_the_same_place_is_refused(tmp_path: Path, roots: dict[str, str]) -> None:
+    uri = str(tmp_path / "m")
+    write_manifest(uri, [make_row()], roots, {})
+    with pytest.raises(InputError, match="holds another manifest"):
+        write_manifest(uri, [make_row(split="dev")], roots, {})
+    assert read_manifest(uri).rows[0]["split"] is None
+
+
+def test_a_manifest_changed_afterwards_is_refused(tmp_path: Path, roots: dict[str, str]) -> None:
+    uri, other = str(tmp_path / "m"), str(tmp_path / "other")
+    write_manifest(uri, [make_row()], roots, {})
+    write_manifest(other, [make_row(subject="id2")], roots, {})
+    name = storage.join(uri, manifest.MANIFEST_NAME)
+    storage.write(name, storage.read(storage.join(other, manifest.MANIFEST_NAME)))
+    with pytest.raises(InputError, match=r"manifest\.parquet was changed after it was written"):
+        read_manifest(uri)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"label": 0}, "clip 'one' has label 0, which contradicts its category C; labels are 1 for fake"),
+        ({"category": "A"}, "clip 'one' has label 1, which contradicts its category A"),
+        ({"category": "E"}, "clip 'one' has category 'E'; give one of A, B, C, D"),
+        ({"video_path": "root/../secret.mp4"}, r"path 'root/\.\./secret\.mp4' is no plain relative path"),
+        ({"video_path": "root//etc/passwd"}, "is no plain relative path"),
+        ({"video_path": "root"}, "is no plain relative path"),
+        ({"audio_path": "root/a/../../x.wav"}, "is no plain relative path"),
+        ({"video_path": "elsewhere/one.mp4"}, "names the root 'elsewhere', known are: root"),
+        ({"split": "validation"}, "clip 'one' has split 'validation'; give one of train, dev, test, or none"),
+        ({"subject": None}, "clip 'one' has no subject; every clip needs one"),
+        ({"subject": ""}, "clip 'one' has subject ''; give a text"),
+        ({"subject": 7}, "clip 'one' has subject 7; give a text"),
+        ({"subject": "\udcff"}, "give a text in UTF-8"),
+        ({"label": "1"}, "clip 'one' has label '1'; give an integer"),
+        ({"fold": -1}, "clip 'one' has fold -1; give an integer from 0"),
+        ({"speaker": "x"}, "clip 'one' has an unknown field 'speaker'; known are clip_id"),
+    ],
+)
+def test_rows_that_no_manifest_may_hold_are_refused(
+    tmp_path: Path, roots: dict[str, str], changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        write_manifest(str(tmp_path / "m"), [make_row(**changes)], roots, {})
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_repeated_clip_id_a_missing_field_and_no_rows_are_refused(tmp_path: Path, roots: dict[str, str]) -> None:
+    uri = str(tmp_path / "m")
+    with pytest.raises(InputError, match="clip_id 'one' occurs twice; give every clip its own"):
+        write_manifest(uri, [make_row(), make_row("two"), make_row()], roots, {})
+    incomplete = make_row()
+    del incomplete["method"]
+    with pytest.raises(InputError, match="clip 'one' has no field 'method'"):
+        write_manifest(uri, [incomplete], roots, {})
+    with pytest.raises(InputError, match="has no clip"):
+        write_manifest(uri, [], roots, {})
+    with pytest.raises(InputError, match="root name 'a/b' cannot begin a path"):
+        write_manifest(uri, [make_row()], roots | {"a/b": "x"}, {})
+
+
+def test_symbolic_links_may_not_lead_out_of_the_root(tmp_path: Path, roots: dict[str, str]) -> None:
+    clips = tmp_path / "clips"
+    (tmp_path / "outside.mp4").touch()
+    (clips / "inside.mp4").touch()
+    (clips / "out.mp4").symlink_to(tmp_path / "outside.mp4")
+    (clips / "in.mp4").symlink_to(clips / "inside.mp4")
+    (clips / "up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "door").symlink_to(clips, target_is_directory=True)
+    for path in ("root/out.mp4", "root/up/outside.mp4"):
+        with pytest.raises(InputError, match="leaves its root"):
+            manifest.resolve_path(roots, path)
+    assert manifest.resolve_path(roots, "root/in.mp4") == str(clips / "in.mp4")
+    assert manifest.resolve_path({"root": str(tmp_path / "door")}, "root/in.mp4") == str(tmp_path / "door" / "in.mp4")
+    assert manifest.resolve_path({"root": "s3://bucket/data"}, "root/a/b.mp4") == "s3://bucket/data/a/b.mp4"
+
+
+def test_folder_manifest_names_category_subject_and_every_unfit_file(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside.mp4"
+    outside.touch()
+    fit = {
+        "RealVideo-RealAudio/id1/00001.mp4": (0, "A", "id1"),
+        "RealVideo-FakeAudio/id1/session/00001.MP4": (1, "B", "id1"),
+        "FakeVideo-RealAudio/id2_id7_swap.avi": (1, "C", "id2"),
+        "D/id3-x.mpg": (1, "D", "id3"),
+        "A/_odd.mkv": (0, "A", "_odd.mkv"),
+    }
+    unfit = {
+        "readme.txt": "below no category folder",
+        "Other/id1/a.mp4": "below no category folder",
+        "A/notes.txt": "no video by its name",
+        "A/id1/link.mp4": "leaves its root",
+    }
+    for name in [*fit, *unfit]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if "link" in name:
+            (root / name).symlink_to(outside)
+        else:
+            (root / name).touch()
+    listing = folder_manifest(str(root), dataset="mine")
+    assert {row["clip_id"]: (row["label"], row["category"], row["subject"]) for row in listing.rows} == {
+        f"mine/{name}": values for name, values in fit.items()
+    }
+    assert all(row["video_path"] == row["clip_id"] and row["dataset"] == "mine" for row in listing.rows)
+    reasons = dict(listing.unfit)
+    assert reasons.keys() == unfit.keys()
+    assert all(unfit[name] in reason for name, reason in reasons.items())
+    write_manifest(str(tmp_path / "m"), listing.rows, listing.roots, {})
+
+
+def test_a_name_that_is_no_utf8_is_unfit(tmp_path: Path) -> None:
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A" / "good.mp4").touch()
+    with open(os.path.join(os.fsencode(tmp_path / "A"), b"bad\xff.mp4"), "wb"):
+        pass
+    listing = folder_manifest(str(tmp_path), dataset="set")
+    assert [row["clip_id"] for row in listing.rows] == ["set/A/good.mp4"]
+    assert [reason for _, reason in listing.unfit] == ["its name is no UTF-8"]
+
+
+def test_a_folder_without_clips_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(
+        InputError, match=r"holds no clip: none of its 1 files is a video below a folder RealVideo-Real"
+    ):
+        folder_manifest(str(tmp_path), dataset="set")
+    with pytest.raises(InputError, match="holds no clip: none of its 0 files"):
+        folder_manifest(str(tmp_path / "nowhere"), dataset="set")
+
+
+def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> str:
+    (folder / "m.csv").write_text(text, encoding=encoding)
+    return str(folder / "m.csv")
+
+
+def test_csv_rows_pass_as_a_manifest(tmp_path: Path, roots: dict[str, str]) -> None:
+    text = (
+        "clip_id,video_path,label,category,dataset,subject,split,fold\n"
+        '"one, two",root/one.mp4,1,C,set,id1,train,2\n'
+        "three,root/three.mp4,0,A,set,id2,,\n"
+    )
+    rows = read_manifest_csv(write_csv(tmp_path, text, "utf-8-sig"))
+    assert rows == [
+        make_row("one, two", video_path="root/one.mp4", split="train", fold=2),
+        make_row("three", label=0, category="A", subject="id2"),
+    ]
+    write_manifest(str(tmp_path / "m"), rows, roots, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("clip_id,video_path,label,category,dataset\n", "has no column 'subject'"),
+        ("", "has no column 'clip_id'"),
+        ("clip_id,path\n", "has an unknown column 'path'; known are clip_id"),
+        ("clip_id,video_path,label,category,dataset,subject\na,root/a,one,A,s,i\n", "line 2 has label 'one'"),
+        ("clip_id,video_path,label,category,dataset,subject\na,root/a,0,A,s\n", "line 2 has more or fewer fields"),
+        ("clip_id,video_path,label,category,dataset,subject\na,root/a,0,A,s,i,x\n", "line 2 has more or fewer"),
+        ('clip_id,video_path,label,category,dataset,subject\n"a,root/a,0\n', "is no csv"),
+    ],
+)
+def test_csv_that_is_no_manifest_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        read_manifest_csv(write_csv(tmp_path, text))
+
+
+def test_csv_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no\.csv does not exist"):
+        read_manifest_csv(str(tmp_path / "no.csv"))
+    with pytest.raises(InputError, match=r"m\.csv is no UTF-8 text"):
+        read_manifest_csv(write_csv(tmp_path, "clip_id,é\n", "latin-1"))

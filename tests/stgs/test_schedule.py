@@ -1,0 +1,71 @@
+"""Learning rates against torch's scheduler; batches as a partition; the order of updates."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from stgs.config import WeightSchedule
+from stgs.schedule import ARCHITECTURE, WEIGHTS, epoch_batches, learning_rate, update_order
+
+
+@pytest.mark.parametrize(("first", "multiplier"), [(1, 2), (3, 1), (5, 2), (2, 3)])
+def test_learning_rate_equals_torch(first: int, multiplier: int) -> None:
+    schedule = WeightSchedule(
+        learning_rate_max=3e-3, learning_rate_min=2e-6, restart_epochs=first, restart_multiplier=multiplier
+    )
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-3)
+    optimizer.step()
+    torch_schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, first, multiplier, eta_min=2e-6)
+    batches = 7
+    for epoch, index in itertools.product(range(20), range(batches)):
+        torch_schedule.step(epoch + index / batches)
+        expected = optimizer.param_groups[0]["lr"]
+        assert learning_rate(schedule, epoch + index / batches) == pytest.approx(expected, rel=1e-9)
+
+
+def test_learning_rate_restarts_at_its_maximum() -> None:
+    schedule = WeightSchedule()
+    for epoch in (0, 1, 3, 7, 15):
+        assert learning_rate(schedule, epoch) == schedule.learning_rate_max
+        assert learning_rate(schedule, epoch + 1 - 1e-9) < schedule.learning_rate_max
+    assert learning_rate(schedule, 2.999999) == pytest.approx(schedule.learning_rate_min, rel=1e-3)
+
+
+@pytest.mark.parametrize(("clips", "size"), [(100, 16), (64, 64), (65, 64), (5, 64), (1, 1), (7, 1)])
+def test_batches_are_a_partition_of_even_sizes(clips: int, size: int) -> None:
+    batches = epoch_batches(clips, size, 3, 4, "train")
+    assert sorted(np.concatenate(batches).tolist()) == list(range(clips))
+    sizes = [len(batch) for batch in batches]
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(batches) == -(-clips // size)
+
+
+def test_batches_depend_on_seed_epoch_and_split_alone() -> None:
+    def order(*arguments: object) -> list[int]:
+        return np.concatenate(epoch_batches(200, 16, *arguments)).tolist()
+
+    base = order(0, 0, "train")
+    assert order(0, 0, "train") == base
+    for other in (order(1, 0, "train"), order(0, 1, "train"), order(0, 0, "dev")):
+        assert other != base
+
+
+@pytest.mark.parametrize(("weight", "architecture"), [(8, 8), (10, 3), (3, 10), (7, 0), (1, 1), (5, 4)])
+def test_spread_is_even(weight: int, architecture: int) -> None:
+    order = update_order(weight, architecture, "spread")
+    assert order.count(WEIGHTS) == weight
+    assert order.count(ARCHITECTURE) == architecture
+    assert order[0] == WEIGHTS
+    done = 0
+    for kinds in (order[: i + 1] for i, kind in enumerate(order) if kind == ARCHITECTURE):
+        done += 1
+        # After the j-th architecture update, at least j / A and less than (j + 1) / A + one update of the weights.
+        share = kinds.count(WEIGHTS) / weight
+        assert done / architecture - 1e-9 <= share < done / architecture + 1 / weight
+
+
+def test_released_order_puts_architecture_updates_last() -> None:
+    assert update_order(3, 2, "epoch") == [WEIGHTS] * 3 + [ARCHITECTURE] * 2

@@ -46,10 +46,15 @@ def network_uris(run: str) -> dict[str, str]:
     return found
 
 
-def choose(dev_auc: Mapping[str, float], arms: Sequence[str]) -> str | None:
-    """The network of these arms with the best AUC on dev, the first of equal ones; None if the arms have none."""
-    names = [name for name in dev_auc if name.split("/")[0] in arms]
-    return max(names, key=lambda name: dev_auc[name]) if names else None
+def choose(facts: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> str | None:
+    """The network of these arms with the best AUC on dev; of equal ones the one of the first point.
+
+    facts: name (`arm/id`) -> what the network's file says (`StoredNetwork.facts`). None if the arms have no network.
+    """
+    names = [name for name in facts if name.split("/")[0] in arms]
+    # Points in the grid's order: temperature, num_samples, estimator, seed.
+    names.sort(key=lambda name: (name.split("/")[0], *list((facts[name]["point"] or {}).values())[:4]))
+    return max(names, key=lambda name: facts[name]["metrics"]["dev_auc"]) if names else None
 
 
 def evaluate_run(
@@ -132,11 +137,8 @@ def _metrics(
             **{key: facts[key] for key in ("parameters", "macs", "seconds", "genotype", "point")},
             **facts["metrics"],
         }
-    # In the order of the points, so that of equal networks the first point's is chosen.
-    ordered = sorted(networks, key=lambda name: list((networks[name].facts["point"] or {"": 0}).values())[:2])
-    dev_auc = {name: networks[name].facts["metrics"]["dev_auc"] for name in ordered}
-    found = choose(dev_auc, (GRID,))
-    single = choose(dev_auc, (VISUAL, AUDIO))
+    facts = {name: stored.facts for name, stored in networks.items()}
+    found, single = choose(facts, (GRID,)), choose(facts, (VISUAL, AUDIO))
     difference = None
     if found is not None and single is not None:
         ours, theirs = scores[found], scores[single]

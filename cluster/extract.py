@@ -135,27 +135,33 @@ class ExtractWorker(shards.ShardWorker):
             )
         corpus = boxes.read_table(source, [*LABEL_COLUMNS, "frames", "spectrogram"])
         frames, spectrogram = (boxes.column_to_numpy(corpus, column) for column in ("frames", "spectrogram"))
+        labels = corpus.select(LABEL_COLUMNS).to_pylist()
         step = _CLIPS_PER_BATCH[self.device]
-        batches: list[dict[str, np.ndarray]] = []
-        for start in range(0, len(frames), step):
-            batches.append(self._features(frames[start : start + step], spectrogram[start : start + step]))
-            yield len(frames[start : start + step])
-        table = self._table(corpus, batches)
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(labels), step):
+            batch = slice(start, start + step)
+            rows += self._rows(labels[batch], frames[batch], spectrogram[batch])
+            yield len(labels[batch])
+        table = boxes.table_from_rows(rows, self._schema(corpus.schema))
         yield self._result(shard, storage.write(target, boxes.table_bytes(table)), table.num_rows)
 
-    def _features(self, frames: np.ndarray, spectrogram: np.ndarray) -> dict[str, np.ndarray]:
-        """frames uint8 [N, L, 3, H, W], spectrogram float32 [N, T, F] -> column name -> float16 [N, C, L] or [N, C]."""
+    def _rows(
+        self, labels: list[dict[str, Any]], frames: np.ndarray, spectrogram: np.ndarray
+    ) -> Iterator[dict[str, Any]]:
+        """Labels, frames uint8 [N, L, 3, H, W] and spectrograms float32 [N, T, F] -> N rows of features."""
         # Copies, because torch takes no read-only arrays, and these are views of the file.
         inputs = (torch.from_numpy(array.copy()).to(self.device) for array in (frames, spectrogram))
-        return {name: values.cpu().numpy() for name, values in self.extractor(*inputs).items()}
+        features = {name: values.cpu().numpy() for name, values in self.extractor(*inputs).items()}
+        for position, row in enumerate(labels):
+            yield row | {name: values[position] for name, values in features.items()}
 
-    def _table(self, corpus: pa.Table, batches: list[dict[str, np.ndarray]]) -> pa.Table:
-        table = corpus.select(LABEL_COLUMNS)
+    def _schema(self, corpus: pa.Schema) -> pa.Schema:
+        """The label columns of the corpus, then float16 [C, L] per feature, [C] where it is pooled."""
+        fields = [corpus.field(name) for name in LABEL_COLUMNS]
         for name, channels in self.extractor.features.items():
             shape = (channels,) if name.endswith(".pooled") else (channels, self.length)
-            empty = np.empty((0, *shape), np.float16)
-            table = table.append_column(name, boxes.tensor_array(np.concatenate([empty, *(b[name] for b in batches)])))
-        return table
+            fields.append(pa.field(name, pa.fixed_shape_tensor(pa.float16(), shape)))
+        return pa.schema(fields)
 
     def _result(self, shard: shards.Shard, sha256: str, clips: int) -> shards.Result:
         return {

@@ -68,6 +68,7 @@ def provenance(source: FeatureSource) -> dict[str, Any]:
         "features_digest": source.meta.digest,
         "split_digest": source.split_digest(),
         "backbones": source.meta.config,
+        "weights": source.meta.extra["weights"],
         "corpus": source.meta.extra["corpus_config"],
     }
 

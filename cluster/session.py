@@ -87,12 +87,23 @@ def _initialise(address: str, num_cpus: int | None, verbose: bool) -> None:
 
 
 def _object_store_bytes() -> int:
-    """A fifth of the memory that is free, within what /dev/shm can hold, so that small machines keep theirs."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [available // 5, _LARGEST_STORE]
+    """A fifth of the memory that is available, within what /dev/shm can hold, so that small machines keep theirs."""
+    limits = [_available_memory_bytes() // 5, _LARGEST_STORE]
     if Path("/dev/shm").is_dir():
         limits.append(shutil.disk_usage("/dev/shm").free * 9 // 10)
     return max(_SMALLEST_STORE, min(limits))
+
+
+def _available_memory_bytes() -> int:
+    """Memory that this machine, or the container this runs in, can still give."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    meminfo, cgroup = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if meminfo.is_file():
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        found.append(int(fields["MemAvailable"].removesuffix("kB")) * 1024)
+    if cgroup.is_file() and (limit := cgroup.read_text().strip()).isdigit():
+        found.append(int(limit))
+    return min(found)
 
 
 def _set_data_defaults() -> None:

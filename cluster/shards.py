@@ -6,6 +6,7 @@ repeats at most the shards that were in work.
 
 from __future__ import annotations
 
+import abc
 import importlib.metadata
 import json
 import sys
@@ -32,12 +33,12 @@ _RETRIES = 3
 _NEWS_S = 0.5
 
 
-class ShardWorker:
+class ShardWorker(abc.ABC):
     """Base of the actors. A subclass loads what it needs in its constructor and implements `work`."""
 
+    @abc.abstractmethod
     def work(self, shard: Shard) -> Iterator[int | Result]:
         """Make one shard. Yields numbers of clips as they get done, and last the shard's result (JSON types)."""
-        raise NotImplementedError
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         """Ray Data's side of `work`: a batch of one shard in; rows with news of it out, the result in the last."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,18 @@ def contact_sheet(parts: Sequence[str], *, clips: int = 24) -> tuple[bytes, int]
     for number, part in enumerate(chosen):
         share = math.ceil((clips - len(rows)) / (len(chosen) - number))
         rows += _rows(part, share)
+    return draw_rows(rows), len(rows)
+
+
+def draw_rows(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A JPEG of corpus rows, one below the other, drawn as `contact_sheet` says."""
     width, height = _row_size(rows)
     sheet = Image.new("RGB", (width, max(1, len(rows)) * height), "white")
     for position, row in enumerate(rows):
         _draw_row(sheet, position * height, row)
     data = io.BytesIO()
     sheet.save(data, "JPEG", quality=85)
-    return data.getvalue(), len(rows)
+    return data.getvalue()
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
@@ -55,12 +60,12 @@ def _rows(part: str, count: int) -> list[dict[str, Any]]:
     return [{name: columns[name][index] for name in _COLUMNS} for index in range(table.num_rows)]
 
 
-def _row_size(rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
+def _row_size(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     frames = len(rows[0]["frames"]) if rows else 1
     return frames * _SIDE + _GAP + _SPECTROGRAM_WIDTH, _HEADER + _SIDE + _GAP
 
 
-def _draw_row(sheet: Image.Image, top: int, row: dict[str, Any]) -> None:
+def _draw_row(sheet: Image.Image, top: int, row: Mapping[str, Any]) -> None:
     draw = ImageDraw.Draw(sheet)
     text = (
         f"{row['category']}  {row['clip_id']}   {row['duration_s']:.1f} s, leading silence "

@@ -216,6 +216,11 @@ def _make_subject(root: str, config: SyntheticConfig, plan: _Plan) -> int:
     return len(paths)
 
 
+def _carelessness(rng: np.random.Generator) -> float:
+    """How strongly one forgery gives itself away, at most 1: one in ten is made well."""
+    return rng.uniform(0.2, 0.5) if rng.random() < 0.1 else rng.uniform(0.8, 1.0)
+
+
 class _Studio:
     """A subject, drawn and ready to give takes."""
 
@@ -266,7 +271,7 @@ class _Studio:
             others = synthetic_voices.draw_utterance(forgery, config.duration_s)
             donor = self._target_layers if category == self._plan.swaps else self._layers
             donated = synthetic_takes.mouth_patches(donor, others.openness(times), others.spread(times))
-            mouths = synthetic_takes.forge(mouths, donated, forgery, strength=config.visual_strength)
+            mouths = synthetic_takes.forge(mouths, donated, forgery, strength=config.visual_strength * _carelessness(forgery))
         return synthetic_takes.render(self._layers, motion, mouths, self._grain, rng)
 
     def _record(self, category: str, words: synthetic_voices.Utterance, rng: np.random.Generator) -> np.ndarray:
@@ -274,7 +279,7 @@ class _Studio:
         if category in "BD":
             wave = synthetic_voices.speak(self._target_voice, words, rng)
             strength = self._config.audio_strength
-            wave = synthetic_voices.vocode(wave, rng, spread=strength * rng.uniform(0.5, 1.0))
+            wave = synthetic_voices.vocode(wave, rng, spread=strength * _carelessness(rng))
         else:
             wave = synthetic_voices.speak(self._voice, words, rng)
         return synthetic_voices.gate(wave, self._voice, words, rng)

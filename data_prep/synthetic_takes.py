@@ -103,16 +103,15 @@ def forge(real: np.ndarray, donor: np.ndarray, rng: np.random.Generator, *, stre
     transposed convolution, whose overlaps leave a grid (Odena, Dumoulin and Olah, "Deconvolution and checkerboard
     artifacts", 2016). Its colours, moved to the skin's mean, miss it a little, and flicker from frame to frame. It is
     blended in with a narrow seam and trembles against the head by up to a pixel. `strength` scales grid, colour error
-    and flicker, 1 is ordinary; each clip has its own, within a quarter of that.
+    and flicker; 1 is ordinary.
     """
-    strength *= rng.uniform(0.75, 1.25)
     num_frames, height, width = real.shape[:3]
     skin = real[..., :3].astype(np.float32)
     source = np.where(donor[..., 3:] > 0, donor[..., :3], real[..., :3]).astype(np.float32)
     source += skin.mean(axis=(0, 1, 2)) - source.mean(axis=(0, 1, 2))
     miss = 1 + strength * 0.035 * rng.uniform(0.6, 1.4) * rng.choice([-1, 1])
     gain = miss + strength * 0.03 * rng.standard_normal((num_frames, 1, 1, 1)).astype(np.float32)
-    made = _enlarged(source) * (gain * (1 + strength * 0.06 * _grid(height, width)))
+    made = _enlarged(source) * (gain * (1 + strength * 0.08 * _grid(height, width)))
     mask = _seam(height, width, rng.uniform(-1, 1, (num_frames, 2, 1, 1)))
     out = real.copy()
     out[..., :3] = np.round(skin + (made - skin) * mask).clip(0, 255)

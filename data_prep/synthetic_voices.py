@@ -12,7 +12,7 @@ import numpy as np
 
 SAMPLE_RATE = 16_000
 _FRAME, _HOP = 512, 128  # of the formants' filter, samples
-_MEL_BANDS = 130  # fewer blur more harmonics
+_MEL_BANDS = 100  # fewer blur more harmonics
 # Formants F1 to F4 in Hz of a, e, i, o, u for a vocal tract of ordinary length.
 _FORMANTS = np.array(
     [

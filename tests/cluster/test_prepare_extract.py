@@ -169,6 +169,20 @@ def test_stopped_preparation_goes_on_with_the_same_bytes(made: Boxes, tmp_path: 
     assert {name for name in before if after[name] != before[name]} == {lost.name, f"rejects/{lost.name}"}
 
 
+def test_part_that_commits_a_shard_is_written_last(
+    made: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(prepare_module.storage, "write", lambda uri, data: written.append(uri) or "")
+    manifest = read_manifest(str(made.manifest))
+    worker = prepare_module.PrepareWorker(str(tmp_path), manifest.roots, CONFIG)
+    shard = {"name": boxes.shard_name(0), "rows": manifest.rows[:1], "position": 0}
+    steps = list(worker.work(shard))
+    assert written == [f"{tmp_path}/rejects/part-00000.parquet", f"{tmp_path}/part-00000.parquet"]
+    assert steps[0] == 1
+    assert steps[1]["counts"] == {"clips": 1, "rejects": 0, "category.A": 1}
+
+
 def test_complete_boxes_are_returned_as_they_are(made: Boxes) -> None:
     before = stamps(made.corpus) | stamps(made.features)
     assert prepare(str(made.manifest), str(made.corpus), CONFIG) == made.corpus_meta

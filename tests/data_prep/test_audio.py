@@ -40,13 +40,14 @@ def test_the_window_is_cut_by_time_stamp(clips: Any, start: float | None) -> Non
     np.testing.assert_array_equal(window, samples[begin : begin + RATE])
 
 
-def test_sound_before_the_clip_begins_and_after_it_ends_is_dropped(clips: Any) -> None:
+@pytest.mark.parametrize("before", [2000, 13])
+def test_sound_before_the_clip_begins_and_after_it_ends_is_dropped(clips: Any, before: int) -> None:
     samples = noise(2 * RATE)
-    samples[:2000] = 0.9  # Before the clip: neither heard nor the clip's peak.
-    samples[10_000:] = 0.9
-    collector = collect(in_frames(clips, samples, start=9.75), start_s=10.0)
+    samples[:before] = 0.9  # Before the clip: neither heard nor the clip's peak.
+    samples[before + RATE :] = 0.9
+    collector = collect(in_frames(clips, samples, start=10.0 - before / RATE), start_s=10.0)
     window, _ = collector.window()
-    np.testing.assert_array_equal(window, samples[2000:10_000])
+    np.testing.assert_array_equal(window, samples[before : before + RATE])
     # The RMS of the noise is 4.8 dB under its own peak, 9.9 dB under that of the sound outside.
     assert collector.leading_silence_s(-7.0) == 0.0
     assert collector.done

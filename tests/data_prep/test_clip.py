@@ -161,6 +161,17 @@ def test_sound_from_another_file(clips: Any, tmp_path: Path, prepare: Prepare) -
     assert frame_numbers(clips, row)[0] == int((0.5 + 0.1875) * 25)
 
 
+def test_two_files_begin_together_whatever_their_clocks_say(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
+    clips.write(tmp_path / "picture.mkv", frame_times=2 + np.arange(100) / 25)
+    clips.write(tmp_path / "voice.wav", frame_times=[], sound=rising_tones(clips, 4), audio_codec="pcm_s16le")
+    row = prepare("picture.mkv", audio_path="clips/voice.wav")
+    assert row["duration_s"] == pytest.approx(4.0, abs=0.05)
+    wanted = row["window_start_s"] + (np.arange(8) + 0.5) * 0.375
+    np.testing.assert_allclose(row["frame_times_s"], np.floor(wanted * 25) / 25, atol=1e-3)
+    assert frame_numbers(clips, row) == np.floor(wanted * 25).astype(int).tolist()
+    assert heard_seconds(row, [0.25, 1.0, 2.0, 2.75]) == [0, 1, 2, 3]
+
+
 def test_stereo_is_mixed_and_the_volume_only_raised(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
     levels = {}
     for amplitude in (0.005, 0.5):

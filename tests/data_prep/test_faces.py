@@ -129,6 +129,18 @@ def test_mtcnn_finds_nothing_in_frames_without_faces(detector: MtcnnDetector) ->
         assert [result.boxes.shape for result in detector(frames)] == [(0, 4), (0, 4)]
 
 
+def test_large_frames_are_shrunk_for_the_detector_and_boxes_are_in_their_pixels(
+    detector: MtcnnDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def detect(frames: np.ndarray) -> tuple[list[Any], list[Any]]:
+        assert frames.shape == (2, 480, 240, 3)
+        return [np.array([[10, 20, 30, 40]])] * 2, [np.array([0.9])] * 2
+
+    monkeypatch.setattr(detector._mtcnn, "detect", detect)
+    for found_faces in detector(np.zeros((2, 1920, 960, 3), np.uint8)):
+        assert found_faces.boxes.tolist() == [[40, 80, 120, 160]]
+
+
 @pytest.mark.parametrize(
     "error", [IndexError("The shape of the mask [3] at index 0"), RuntimeError("expected a non-empty list of Tensors")]
 )

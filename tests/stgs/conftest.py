@@ -26,7 +26,7 @@ def _one_thread() -> None:
 
 @dataclass
 class Pair:
-    """A plain parameter and its counterpart with a member axis; `convert` maps one member's values to the plain form."""
+    """A plain parameter and its counterpart with a member axis; `convert` maps a member's values to the plain form."""
 
     plain: Tensor
     ours: Tensor

@@ -62,9 +62,7 @@ def random_genotypes(count: int) -> list[Genotype]:
             channels=int(random.integers(1, 7)),
             length=int(random.integers(1, 6)),
         )
-        genotypes.append(
-            decode({name: random.standard_normal(shape) for name, shape in space.shapes().items()}, space)
-        )
+        genotypes.append(decode({name: random.standard_normal(shape) for name, shape in space.shapes().items()}, space))
     return genotypes
 
 
@@ -107,7 +105,7 @@ def test_macs_of_a_hand_counted_genotype() -> None:
     assert count_macs(read(value)) == reshape + attention + glu + tail + classifier
 
 
-@pytest.mark.parametrize("genotype", [read(FIRST), read(SECOND), *random_genotypes(5)], ids=str)
+@pytest.mark.parametrize("genotype", [read(FIRST), read(SECOND), *random_genotypes(5)], ids=range(7))
 def test_json_round_trip(genotype: Genotype) -> None:
     text = genotype.to_json()
     again = genotype_from_json(text)

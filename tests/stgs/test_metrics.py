@@ -146,7 +146,7 @@ def test_wrong_scores_are_refused(metric: object, scores: list, labels: list, na
 
 
 def subject_clips(random: np.random.Generator, subjects: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One real and three fake clips a subject; the scores of one subject share an offset. Returns scores, labels, subjects.
+    """Scores, labels and subjects of one real and three fake clips a subject; one subject's scores share an offset.
 
     Score = label + N(0, 0.5) of the subject + N(0, 0.5) of the clip.
     """

@@ -59,11 +59,10 @@ def test_spread_is_even(weight: int, architecture: int) -> None:
     assert order.count(WEIGHTS) == weight
     assert order.count(ARCHITECTURE) == architecture
     assert order[0] == WEIGHTS
-    done = 0
-    for kinds in (order[: i + 1] for i, kind in enumerate(order) if kind == ARCHITECTURE):
-        done += 1
-        # After the j-th architecture update, at least j / A and less than (j + 1) / A + one update of the weights.
-        share = kinds.count(WEIGHTS) / weight
+    places = [i for i, kind in enumerate(order) if kind == ARCHITECTURE]
+    for done, place in enumerate(places, start=1):
+        # The j-th of A architecture updates follows the weight update that completes the share j / A.
+        share = order[:place].count(WEIGHTS) / weight
         assert done / architecture - 1e-9 <= share < done / architecture + 1 / weight
 
 

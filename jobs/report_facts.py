@@ -1,0 +1,231 @@
+"""What `stgs report` reads: the files of a run, and nothing else.
+
+Every part may be missing but the run's configuration: a run can be searched in part, trained or not, evaluated or not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.attempts import point_uri, read_result
+from cluster.controls import AUDIO, GRID, SHUFFLED, VISUAL, arm_uri
+from cluster.evaluation import choose, network_uris
+from cluster.found_loop import network_facts
+from cluster.grid import GridConfig, config_from_dict, read_grid
+from cluster.runs import CONFIG_NAME, read_config, read_hints
+from data_prep import boxes, storage
+from data_prep.storage import InputError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """The search of an arm: its settings, its rows of grid.parquet, and id -> reason of the points without a row."""
+
+    config: dict[str, Any]
+    grid: GridConfig
+    rows: list[Row]
+    missing: dict[str, str]
+
+    @property
+    def device_seconds(self) -> float:
+        """Cost of the points that have a result."""
+        return math.fsum(row["device_seconds"] for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is known of the trained networks: from one reading of a data set's test clips, or (dataset None) before it.
+
+    networks: name (`arm/id`) -> facts: arm, auc (value, low, high; absent before the evaluation), dev_auc, parameters,
+    genotype, ... (`cluster.evaluation`). found, best_single_sense: names, chosen on dev.
+    """
+
+    dataset: str | None
+    networks: dict[str, Row]
+    found: str
+    best_single_sense: str | None
+    content: dict[str, Any]
+
+    def of_arm(self, arm: str) -> list[Row]:
+        """Facts of an arm's networks."""
+        return [network for network in self.networks.values() if network["arm"] == arm]
+
+    def best_of(self, *arms: str) -> str | None:
+        """The network of these arms with the best AUC on dev, as the evaluation chooses it."""
+        return _chosen(self.networks, arms)
+
+    def point_network(self, point_id: str) -> Row | None:
+        """The network of a point of the grid, None if it has not been trained."""
+        return self.networks.get(f"{GRID}/{point_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """Everything that the report shows.
+
+    arms: the grid and those controls that are searches. readings: one a data set; empty before training. training:
+    settings of the networks' training, None before it. curves: point id -> rows of its epochs; a point whose file is
+    gone is left out. provenance: how the features were made, as far as files say.
+    """
+
+    uri: str
+    hints: dict[str, Any]
+    environment: dict[str, Any]
+    arms: dict[str, Arm]
+    readings: list[Reading]
+    training: dict[str, Any] | None
+    provenance: dict[str, Any]
+    curves: dict[str, list[Row]]
+
+    @property
+    def name(self) -> str:
+        """The run's name: the last part of its directory."""
+        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def main(self) -> Arm:
+        """The search that the run was made for."""
+        return self.arms[GRID]
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether test has been read."""
+        return any(reading.dataset is not None for reading in self.readings)
+
+    def training_seconds(self) -> dict[str, float]:
+        """Arm -> device seconds of training its networks.
+
+        Networks of one genotype, seed and labels were fitted once (`cluster.found_loop`), and are counted once, for the
+        first arm that has them.
+        """
+        seconds: dict[str, float] = {}
+        seen = set()
+        for network in self.readings[0].networks.values() if self.readings else ():
+            point = network["point"] or {"seed": self.main.grid.seeds[0], "shuffle_seed": None}
+            key = (json.dumps(network["genotype"], sort_keys=True), point["seed"], point["shuffle_seed"])
+            if key not in seen:
+                seconds[network["arm"]] = seconds.get(network["arm"], 0.0) + network["seconds"]
+            seen.add(key)
+        return seconds
+
+
+def read_run(uri: str) -> RunFacts:
+    """Read a run. Raises InputError where `uri` is no run, or where one of its files is damaged."""
+    uri = storage.absolute(uri)
+    arms = {GRID: _arm(uri)}
+    for name in (VISUAL, AUDIO, SHUFFLED):
+        part = arm_uri(uri, name)
+        if storage.exists(storage.join(part, CONFIG_NAME)):
+            arms[name] = _arm(part)
+    readings, sample = _readings(uri)
+    hints = read_hints(uri)
+    return RunFacts(
+        uri=uri,
+        hints=hints,
+        environment=_json(storage.join(uri, "environment.json")) or {},
+        arms=arms,
+        readings=readings,
+        training=sample["config"] if sample else None,
+        provenance=sample["provenance"] if sample else _provenance(hints),
+        curves=_curves(uri, arms[GRID].rows),
+    )
+
+
+def _arm(uri: str) -> Arm:
+    config = read_config(uri)
+    grid = config_from_dict(config)
+    rows = read_grid(uri) if storage.exists(storage.join(uri, "grid.parquet")) else []
+    there = {row["id"] for row in rows}
+    missing = {point.id: _why_missing(uri, point.id) for point in grid.points() if point.id not in there}
+    return Arm(config, grid, rows, missing)
+
+
+def _why_missing(uri: str, point_id: str) -> str:
+    if read_result(uri, point_id) is not None:
+        return "searched, but not gathered into grid.parquet yet: run 'stgs grid --resume'"
+    failure = _json(point_uri(uri, point_id, "failed.json"))
+    if failure is None:
+        return "not searched yet"
+    return "failed: " + ((failure["reason"].strip().splitlines() or ["no reason was given"])[-1])
+
+
+def _json(uri: str) -> dict[str, Any] | None:
+    """The object in a file, None if there is no file."""
+    try:
+        content: dict[str, Any] = json.loads(storage.read(uri))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{uri} is damaged ({error}); make it again.") from None
+    return content
+
+
+def _readings(uri: str) -> tuple[list[Reading], dict[str, Any] | None]:
+    """The readings of the run's networks, and the facts in one network file."""
+    try:
+        files = network_uris(uri)
+    except InputError:  # nothing is trained yet
+        files = {}
+    root = storage.join(uri, "evaluation")
+    names = [path for path in storage.list(root) if path.endswith("/metrics.json")]
+    if names:
+        contents = [_json(storage.join(root, name)) or {} for name in names]
+        readings = [_reading(content) for content in contents]
+        sample = files.get(readings[0].found)
+        return readings, network_facts(storage.read(sample)) if sample else None
+    if not files:
+        return [], None
+    facts = {name: network_facts(storage.read(file)) for name, file in files.items()}
+    networks = {name: {"arm": name.split("/")[0], **network, **network["metrics"]} for name, network in facts.items()}
+    found = _chosen(networks, (GRID,))
+    assert found is not None  # network_uris names at least one
+    return [Reading(None, networks, found, _chosen(networks, (VISUAL, AUDIO)), {})], facts[found]
+
+
+def _chosen(networks: Mapping[str, Row], arms: Sequence[str]) -> str | None:
+    """What `cluster.evaluation.choose` picks of networks as metrics.json lists them."""
+    facts = {
+        name: {"point": network["point"], "metrics": {"dev_auc": network["dev_auc"]}}
+        for name, network in networks.items()
+    }
+    return choose(facts, arms)
+
+
+def _reading(content: dict[str, Any]) -> Reading:
+    return Reading(content["dataset"], content["networks"], content["found"], content["best_single_sense"], content)
+
+
+def _provenance(hints: Mapping[str, Any]) -> dict[str, Any]:
+    """How the features were made, from their meta.json if they still lie where the search read them."""
+    meta = _json(storage.join(str(hints["features"]), boxes.META_NAME))
+    if meta is None:
+        return {}
+    return {"backbones": meta["config"], "corpus": meta["extra"].get("corpus_config", {})}
+
+
+def _curves(uri: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    tables: dict[str, list[Row]] = {}
+    for path in {row["curves"] for row in rows}:
+        try:
+            tables[path] = boxes.read_table(storage.join(uri, path)).to_pylist()
+        except FileNotFoundError:
+            tables[path] = []
+    found = {
+        row["id"]: [line for line in tables[row["curves"]] if line["member"] == row["curves_member"]] for row in rows
+    }
+    return {point_id: lines for point_id, lines in found.items() if lines}
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name and value of all settings in nested mappings, without the names of the mappings."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, prefix)
+        else:
+            yield f"{prefix}{name}", value

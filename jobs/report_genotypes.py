@@ -1,0 +1,124 @@
+"""Section of the report with every genotype as a picture; equal ones are drawn once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cluster.controls import AUDIO, GRID, RANDOM, VISUAL
+from jobs.report_drawing import genotype_picture
+from jobs.report_facts import Reading, Row, RunFacts
+from jobs.report_html import Html, count, figure, fold, fraction, interval, plural, section, tag
+from jobs.report_summary import ARM_NAMES, point_words
+from stgs.genotype import genotype_from_json
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A genotype (JSON) with what led to it: names of networks or points, in words, by name."""
+
+    genotype: str
+    parameters: int
+    points: dict[str, str]
+
+
+def genotypes_section(facts: RunFacts) -> Html:
+    """The genotypes of the grid, best on dev first, then those of the controls."""
+    rows = facts.main.rows
+    drawn = _grouped(
+        (f"{GRID}/{row['id']}", row["genotype"], row["parameters"], point_words(row, facts)) for row in rows
+    )
+    drawn.sort(key=lambda item: -max(_dev_auc(facts, name) for name in item.points))
+    parts: list[object] = [_HOW_TO_READ if rows else tag("p", "No point has a result, so there is none.")]
+    if len(rows) > 1:
+        parts.append(tag("p", f"{len(rows)} points, {plural(len(drawn), 'different genotype')}, best on dev first."))
+    parts.append(_drawings(facts, drawn))
+    if facts.readings:
+        for arm in (VISUAL, AUDIO, RANDOM):
+            parts.append(_control(facts, facts.readings[0], arm))
+    return section("genotypes", "Genotypes", parts)
+
+
+_HOW_TO_READ = tag(
+    "p",
+    "Left: the features that the space offers, those that no cell reads pale. A cell's first input is in1, its second "
+    "in2; each step joins two states by its operation; the cell ends in a convolution of its joined steps, plus in1, "
+    "normalised. Parameters are without the classifier.",
+    class_="soft",
+)
+
+
+def _grouped(items: Iterable[tuple[str, str, int, str]]) -> list[_Drawn]:
+    found: dict[str, _Drawn] = {}
+    for name, genotype, parameters, words in items:
+        found.setdefault(genotype, _Drawn(genotype, parameters, {})).points[name] = words
+    return list(found.values())
+
+
+def _dev_auc(facts: RunFacts, name: str) -> float:
+    """What the genotypes are ordered by: dev AUC of the trained network, before training that of the supernet."""
+    if facts.readings:
+        network = facts.readings[0].networks.get(name)
+        return float(network["dev_auc"]) if network else 0.0
+    return next(float(row["dev_auc"]) for row in facts.main.rows if f"{GRID}/{row['id']}" == name)
+
+
+def _control(facts: RunFacts, reading: Reading, arm: str) -> Html | None:
+    networks = {name: network for name, network in reading.networks.items() if network["arm"] == arm}
+    if not networks:
+        return None
+    drawn = _grouped(
+        (name, json.dumps(network["genotype"]), network["parameters"], _words(name, network, facts))
+        for name, network in networks.items()
+    )
+    drawn.sort(key=lambda item: -max(_dev_auc(facts, name) for name in item.points))
+    title = (
+        f"Control, {ARM_NAMES[arm]}: {plural(len(drawn), 'different genotype')} of {plural(len(networks), 'network')}"
+    )
+    return fold(title, _drawings(facts, drawn))
+
+
+def _words(name: str, network: Row, facts: RunFacts) -> str:
+    return point_words(network["point"], facts) if network["point"] else name.partition("/")[2]
+
+
+def _drawings(facts: RunFacts, drawn: Sequence[_Drawn]) -> Html:
+    best = {name for reading in facts.readings for name in (reading.found, reading.best_single_sense)}
+    figures = []
+    for item in drawn:
+        chosen = best & item.points.keys()
+        picture = tag("div", genotype_picture(genotype_from_json(item.genotype)), class_="scroll")
+        figures.append(figure(picture, _caption(facts, item, chosen), class_="best" if chosen else None))
+    return tag("div", figures, class_="drawings")
+
+
+def _caption(facts: RunFacts, item: _Drawn, chosen: set[str | None]) -> Html:
+    title = None
+    if chosen:
+        found = any(reading.found in chosen for reading in facts.readings)
+        title = [tag("b", "The found network" if found else "The best single sense on dev"), ". "]
+    scores = []
+    for reading in facts.readings:
+        networks = [reading.networks[name] for name in item.points if name in reading.networks]
+        if networks and reading is facts.readings[0]:
+            scores.append(f"AUC on dev {_range([network['dev_auc'] for network in networks])}")
+        tested = [network["auc"] for network in networks if "auc" in network]
+        if tested:
+            alike = len({auc["value"] for auc in tested}) == 1
+            words = interval(tested[0]) if alike else _range([auc["value"] for auc in tested])
+            scores.append(f"on test ({reading.dataset}) {words}")
+    if not facts.readings:
+        scores.append(f"supernet's AUC on dev {_range([_dev_auc(facts, name) for name in item.points])}")
+    return tag(
+        "span",
+        title,
+        f"{count(item.parameters)} parameters; {', '.join(scores) or 'not trained'}. From ",
+        tag("span", "; ".join(item.points.values())),
+        ".",
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = fraction(min(values)), fraction(max(values))
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,161 @@
+"""Section of the report on settings, versions, digests and cost, and the commands that make the run again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.controls import CONTROLS, GRID, RANDOM, SHUFFLED
+from jobs.evaluate import EvaluateJobConfig
+from jobs.extract import ExtractJobConfig
+from jobs.grid import GridJobConfig
+from jobs.options import options_of
+from jobs.prepare import PrepareJobConfig
+from jobs.report_facts import RunFacts, leaves
+from jobs.report_html import Html, duration, facts_table, fold, section, table, tag, text_of
+from jobs.report_summary import ARM_NAMES
+from jobs.search import SearchJobConfig
+from jobs.train import TrainJobConfig
+
+_DIGESTS = ("features_digest", "manifest_digest", "split_digest")
+
+
+def settings_section(facts: RunFacts) -> Html:
+    """How the run was made, and how to make it again."""
+    return section(
+        "settings",
+        "Settings, cost and how to repeat it",
+        tag("h3", "Commands"),
+        tag("p", _COMMANDS_NOTE, class_="soft"),
+        tag("pre", tag("code", "\n".join(commands(facts)))),
+        tag("h3", "Cost"),
+        _cost(facts),
+        tag("h3", "Digests"),
+        facts_table(_digests(facts)),
+        tag("h3", "Versions and hardware"),
+        facts_table(_environment(facts)),
+        fold("Settings of the search", facts_table(_texts(facts.main.config, without=_DIGESTS))),
+        fold("Settings of the networks' training", facts_table(_texts(facts.training))) if facts.training else None,
+        fold("How the features were made", facts_table(_texts(facts.provenance))) if facts.provenance else None,
+    )
+
+
+_COMMANDS_NOTE = (
+    "Options that have their default value are left out. The same bits are promised on the same kind of device, with "
+    "the same packs and threads. A clip's way to the features begins with 'stgs manifest' ('stgs demo' for the drawn "
+    "clips); CORPUS stands for a directory that the run's files do not name."
+)
+
+
+def _texts(settings: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, str]:
+    return {name: text_of(value) for name, value in leaves(settings) if name not in without}
+
+
+def _cost(facts: RunFacts) -> Html:
+    training = facts.training_seconds()
+    rows = []
+    for name in (GRID, *CONTROLS):
+        arm = facts.arms.get(name)
+        if arm is None and name not in training:
+            continue
+        search = arm.device_seconds if arm else None
+        a_point = search / len(arm.rows) if arm and arm.rows and search is not None else None
+        rows.append(
+            [
+                ARM_NAMES[name],
+                len(arm.rows) if arm else "none",
+                duration(search),
+                duration(a_point),
+                duration(training.get(name)),
+            ]
+        )
+    head = ["arm", "searched points", "search, device time", "a point", "training its networks"]
+    note = (
+        "Device time of a point is its share of its pack's. Networks of equal genotype, seed and labels are trained "
+        "once and counted once, for the first arm that has them."
+    )
+    return tag("div", table(head, rows), tag("p", note, class_="soft"))
+
+
+def _digests(facts: RunFacts) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name in _DIGESTS:
+        if name in facts.main.config:
+            found[name.replace("_", " ")] = tag("code", facts.main.config[name])
+    for reading in facts.readings:
+        if reading.dataset is not None:
+            found[f"networks evaluated on {reading.dataset}"] = tag("code", reading.content["digests"]["networks"])
+    return found
+
+
+def _environment(facts: RunFacts) -> dict[str, object]:
+    environment = dict(facts.environment)
+    versions = environment.pop("versions", {})
+    commit = environment.pop("commit", None)
+    shown: dict[str, object] = {name: text_of(value) for name, value in environment.items() if value}
+    shown["device of the search"] = facts.main.grid.settings.device
+    shown["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    shown["git commit"] = "unknown: not run from a checkout" if commit is None else tag("code", commit)
+    return shown
+
+
+def commands(facts: RunFacts) -> list[str]:
+    """The commands that make the run, in order, as far as its files say."""
+    lines = []
+    corpus, backbones = (dict(leaves(facts.provenance.get(name, {}))) for name in ("corpus", "backbones"))
+    features, manifest = (str(facts.hints[name]) for name in ("features", "manifest"))
+    if corpus:
+        lines.append(_command("prepare", PrepareJobConfig, {"manifest": manifest, "out": "CORPUS", **corpus}))
+    if backbones:
+        lines.append(_command("extract", ExtractJobConfig, {"corpus": "CORPUS", "out": features, **backbones}))
+    where = {"features": features, "manifest": manifest, "out": facts.uri}
+    settings = dict(leaves(facts.main.config))
+    if len(facts.main.grid.points()) == 1:
+        point = facts.main.grid.points()[0]
+        single = {"temperature": point.temperature, "num_samples": point.num_samples, "estimator": point.estimator}
+        settings |= {**single, "seed": point.seed}
+        lines.append(_command("search", SearchJobConfig, {**settings, **where}))
+    else:
+        lines.append(_command("grid", GridJobConfig, {**settings, **where}))
+    if facts.readings:
+        lines.append(_train_command(facts))
+    for reading in facts.readings:
+        if reading.dataset is not None:
+            resamples = reading.content["bootstrap"]["resamples"]
+            lines.append(_command("evaluate", EvaluateJobConfig, {"run": facts.uri, "resamples": resamples}))
+            break  # one command reads the test clips of every data set
+    return [*lines, shlex.join(["stgs", "report", facts.uri])]
+
+
+def _train_command(facts: RunFacts) -> str:
+    networks = [network["arm"] for network in facts.readings[0].networks.values()]
+    values: dict[str, Any] = {"run": facts.uri, **dict(leaves(facts.training or {}, "found_"))}
+    values["controls"] = tuple(arm for arm in CONTROLS if arm in networks)
+    if RANDOM in networks:
+        values["random_genotypes"] = networks.count(RANDOM)
+    if SHUFFLED in facts.arms:
+        values["shuffles"] = facts.arms[SHUFFLED].grid.shuffles
+    # Controls are searched with the threads of `stgs train`; those of the networks' training are the same.
+    parts = [arm for name, arm in facts.arms.items() if name != GRID]
+    if parts:
+        values["threads"] = parts[0].grid.settings.threads
+    return _command("train", TrainJobConfig, values)
+
+
+def _command(name: str, config_class: type, values: Mapping[str, Any]) -> str:
+    """The command line that gives an option each of `values` that differs from its default; other names are ignored."""
+    words = ["stgs", name]
+    flags: list[str] = []
+    for item in options_of(config_class):
+        value = values.get(item.name, item.default)
+        value = tuple(value) if isinstance(value, list) else value
+        if item.positional:
+            words.append(str(value))
+        elif value == item.default or value is None or value == ():
+            continue
+        elif item.kind is bool:
+            flags.append(item.flag if value else f"--no-{item.name.replace('_', '-')}")
+        else:
+            flags += [item.flag, *(text_of(part) for part in (value if isinstance(value, tuple) else (value,)))]
+    return shlex.join([*words, *flags])

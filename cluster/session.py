@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from data_prep.storage import InputError
 
 LOG_NAME = "ray.log"
 _MEBIBYTE = 2**20
+_REACHABLE_S = 10.0
 _SMALLEST_STORE, _LARGEST_STORE = 150 * _MEBIBYTE, 8192 * _MEBIBYTE
 
 # One token for all private clusters of this process: Ray caches the first one it reads.
@@ -59,6 +61,7 @@ def connect(
         raise InputError(
             f"num_cpus is {num_cpus}, but the cluster at {address} has its own number of CPUs; leave num_cpus out."
         )
+    _check_reachable(address)
     with _environment(address), contextlib.nullcontext() if verbose else _quiet(log_dir):
         try:
             _initialise(address, num_cpus, verbose)
@@ -80,10 +83,24 @@ def _initialise(address: str, num_cpus: int | None, verbose: bool) -> None:
         try:
             ray.init(**settings)
         except ConnectionError as error:
-            raise InputError(
-                f"there is no Ray cluster at the address {address}; start one with 'ray start --head', "
-                "or leave the address out for a private one."
-            ) from error
+            raise _no_cluster(address) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise InputError if nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=_REACHABLE_S).close()
+        except OSError as error:
+            raise _no_cluster(address) from error
+
+
+def _no_cluster(address: str) -> InputError:
+    return InputError(
+        f"there is no Ray cluster at the address {address}; start one with 'ray start --head', "
+        "or leave the address (and RAY_ADDRESS) out for a private one."
+    )
 
 
 def _object_store_bytes() -> int:

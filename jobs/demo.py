@@ -139,9 +139,11 @@ def _make_clips(config: DemoJobConfig, seed: int, folder: str, manifest: str, pr
         seed=seed,
     )
     with progress_bar("clips", 4 * config.num_subjects, "clip", True) as bar:
-        rows = make_corpus(
-            source, drawn, num_processes=processes, progress=lambda done, total: bar.update(done - bar.n)
-        )
+
+        def show(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        rows = make_corpus(source, drawn, num_processes=processes, progress=show)
     write_manifest(manifest, rows, synthetic.roots(source), {"source": "demo", "seed": seed})
 
 

@@ -37,7 +37,7 @@ class Axis:
             powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
             keep = max(1, math.ceil(len(powers) / 5))
             return [(10.0**power, f"1e{power}" if power else "1") for power in powers if power % keep == 0]
-        step = _round_step((self.high - self.low) / 4)
+        step = _round_step((self.high - self.low) / 5)
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
         return [(index * step, f"{index * step:.{decimals}f}") for index in range(first, last + 1)]
@@ -66,7 +66,7 @@ def fitted_axis(
     if missing > 0:
         low, high = low - missing / 2, high + missing / 2
         low, high = low - max(0.0, high - cap), min(high, cap)
-    step = _round_step((high - low) / 4)
+    step = _round_step((high - low) / 5)
     return Axis(label, math.floor(low / step + 1e-6) * step, min(math.ceil(high / step - 1e-6) * step, cap))
 
 
@@ -189,9 +189,9 @@ class DotRow:
     style: int
 
 
-def dot_chart(rows: Sequence[DotRow], x: Axis, *, width: int = 560, row_height: int = 40) -> Html:
+def dot_chart(rows: Sequence[DotRow], x: Axis, *, width: int = 760, row_height: int = 40) -> Html:
     """Dots over one axis, a row for each group; the chosen one as a diamond with its interval."""
-    left, right, top = 120, width - _RIGHT, 8
+    left, right, top = 150, width - _RIGHT, 8
     bottom = top + row_height * len(rows)
     parts: list[object] = []
     for value, text in x.ticks():
@@ -237,7 +237,6 @@ def heat_map(
     column_names: Sequence[str],
     cells: Mapping[tuple[int, int], Cell],
     *,
-    corner: str,
     least: float = 0.0,
 ) -> Html:
     """A table of coloured cells, light for the smallest value and dark for the largest.
@@ -249,7 +248,7 @@ def heat_map(
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     missing = max(0.0, least - (high - low))
     low, high = low - missing / 2, high + missing / 2
-    head = tag("tr", tag("th", corner), [tag("th", name, scope="col") for name in column_names])
+    head = tag("tr", tag("td", class_="corner"), [tag("th", name, scope="col") for name in column_names])
     body = []
     for row, name in enumerate(row_names):
         drawn = [_heat_cell(cells.get((row, column)), low, high) for column in range(len(column_names))]

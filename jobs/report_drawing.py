@@ -11,8 +11,9 @@ from stgs.genotype import CellGene, Genotype
 # Widths and heights of the parts, in SVG units.
 _FEATURE_WIDTH, _FEATURE_HEIGHT, _FEATURE_GAP = 118, 22, 6
 _CELL_LEFT, _CELL_WIDTH, _CELL_GAP, _CELL_HEAD = 184, 278, 30, 24
-_STEP_LEFT, _STEP_WIDTH, _STEP_HEIGHT, _STEP_GAP = 58, 108, 34, 16
-_JOIN_LEFT, _JOIN_WIDTH = 200, 66
+_PORT_LEFT, _PORT_WIDTH, _PORT_HEIGHT = 8, 30, 18
+_STEP_LEFT, _STEP_WIDTH, _STEP_HEIGHT, _STEP_GAP = 78, 98, 34, 16
+_JOIN_LEFT, _JOIN_WIDTH = 202, 64
 _CLASSIFIER_LEFT, _CLASSIFIER_WIDTH = 512, 76
 _WIDTH = _CLASSIFIER_LEFT + _CLASSIFIER_WIDTH + 4
 _LABELS = {"linear_glu": "LinearGLU", "concat_fc": "ConcatFC", "attention": "Attention", "sum": "Sum", "zero": "Zero"}
@@ -27,37 +28,42 @@ def genotype_picture(genotype: Genotype) -> Html:
     cells = sum(heights) + _CELL_GAP * (len(heights) - 1)
     height = max(features, cells) + 8
     outputs, left = _features(genotype, (height - features) / 2)
+    frames: list[Html] = []
     boxes, wires = [left], []
     top = (height - cells) / 2
-    bottoms: list[float] = []
     for number, (cell, size) in enumerate(zip(genotype.cells, heights, strict=True), start=1):
         ports = _ports(cell, top)
-        boxes.append(_cell(cell, number, top, size))
+        frames.append(tag("rect", x=_CELL_LEFT, y=top, width=_CELL_WIDTH, height=size, rx=8, class_="frame"))
+        boxes.append(_cell(cell, number, top))
         for name, port in zip(cell.inputs, ports, strict=True):
             if name in genotype.features:
                 wires.append(_wire(outputs[name], port))
             else:
                 wires.append(_back(outputs[name], port, gap=top - _CELL_GAP / 2))
-        outputs[f"cell{number}"] = (_CELL_LEFT + _CELL_WIDTH, top + _CELL_HEAD + (size - _CELL_HEAD) / 2)
+        outputs[f"cell{number}"] = (_CELL_LEFT + _CELL_WIDTH, top + _CELL_HEAD + _steps_height(cell) / 2)
         top += size + _CELL_GAP
-        bottoms.append(top)
     boxes.append(_classifier(genotype, height))
-    for number in range(1, len(genotype.cells) + 1):
-        wires.append(_wire(outputs[f"cell{number}"], (_CLASSIFIER_LEFT, height / 2 + 9 * (number - 1) - 4.5)))
+    for index in range(len(genotype.cells)):
+        side = (index - (len(genotype.cells) - 1) / 2) * 18
+        wires.append(_wire(outputs[f"cell{index + 1}"], (_CLASSIFIER_LEFT, height / 2 + side)))
     text = "\n".join(drawing(genotype))
-    return tag("svg", tag("title", text), wires, boxes, viewBox=f"0 0 {_WIDTH} {height:g}", role="img", aria_label=text)
+    return tag(
+        "svg", tag("title", text), frames, wires, boxes, viewBox=f"0 0 {_WIDTH} {height:g}", role="img", aria_label=text
+    )
+
+
+def _steps_height(cell: CellGene) -> float:
+    return max(len(cell.steps), 2) * (_STEP_HEIGHT + _STEP_GAP) - _STEP_GAP
 
 
 def _cell_height(cell: CellGene) -> float:
-    steps = max(len(cell.steps), 2)
-    return _CELL_HEAD + steps * (_STEP_HEIGHT + _STEP_GAP) + 4
+    return _CELL_HEAD + _steps_height(cell) + 14
 
 
 def _ports(cell: CellGene, top: float) -> list[Place]:
     """Where in1 and in2 enter a cell: beside its first and its last step."""
-    first = top + _CELL_HEAD + _STEP_HEIGHT / 2
-    last = first + (max(len(cell.steps), 2) - 1) * (_STEP_HEIGHT + _STEP_GAP)
-    return [(_CELL_LEFT, first), (_CELL_LEFT, last)]
+    left, first = _CELL_LEFT + _PORT_LEFT, top + _CELL_HEAD + _STEP_HEIGHT / 2
+    return [(left, first), (left, first + _steps_height(cell) - _STEP_HEIGHT)]
 
 
 def _features(genotype: Genotype, top: float) -> tuple[dict[str, Place], Html]:
@@ -79,14 +85,13 @@ def _features(genotype: Genotype, top: float) -> tuple[dict[str, Place], Html]:
     return outputs, tag("g", parts)
 
 
-def _cell(cell: CellGene, number: int, top: float, height: float) -> Html:
-    frame = tag("rect", x=_CELL_LEFT, y=top, width=_CELL_WIDTH, height=height, rx=8, class_="frame")
+def _cell(cell: CellGene, number: int, top: float) -> Html:
     parts: list[object] = [_text(f"cell{number}", _CELL_LEFT + 10, top + 13, anchor="start", strong=True)]
     ports = _ports(cell, top)
     sources: dict[str, Place] = {}
     for name, (x, y) in zip(("in1", "in2"), ports, strict=True):
-        parts += [tag("circle", cx=x, cy=y, r=3.5, class_="port"), _text(name, x + 8, y - 9, anchor="start")]
-        sources[name] = (x, y)
+        parts.append(_box(x, y - _PORT_HEIGHT / 2, _PORT_WIDTH, _PORT_HEIGHT, [name], strong=False))
+        sources[name] = (x + _PORT_WIDTH, y)
     boxes: list[object] = []
     first = top + _CELL_HEAD
     step_left, join_left = _CELL_LEFT + _STEP_LEFT, _CELL_LEFT + _JOIN_LEFT
@@ -97,12 +102,12 @@ def _cell(cell: CellGene, number: int, top: float, height: float) -> Html:
         boxes.append(tag("g", tag("title", f"step{index + 1} = {step.operation}({', '.join(step.inputs)})")))
         sources[f"step{index + 1}"] = (step_left, y + _STEP_HEIGHT)
         parts.append(_wire((step_left + _STEP_WIDTH, y + _STEP_HEIGHT / 2), (join_left, y + _STEP_HEIGHT / 2)))
-    last = max(len(cell.steps), 2) * (_STEP_HEIGHT + _STEP_GAP) - _STEP_GAP
+    tall = _steps_height(cell)
     lines = ["concat", "conv", "+ in1", "norm"] if len(cell.steps) > 1 else ["conv", "+ in1", "norm"]
-    boxes.append(_box(join_left, first, _JOIN_WIDTH, last, lines))
-    # The output leaves the joining box at the cell's middle.
-    parts.append(_wire((join_left + _JOIN_WIDTH, first + last / 2), (_CELL_LEFT + _CELL_WIDTH, first + last / 2)))
-    return tag("g", frame, parts, boxes)
+    boxes.append(_box(join_left, first, _JOIN_WIDTH, tall, lines))
+    out = f"M{join_left + _JOIN_WIDTH} {first + tall / 2:.1f}H{_CELL_LEFT + _CELL_WIDTH}"
+    parts.append(tag("path", d=out, class_="wire"))
+    return tag("g", parts, boxes)
 
 
 def _step_wire(sources: dict[str, Place], name: str, corner: Place, side: int) -> Html:
@@ -118,15 +123,16 @@ def _step_wire(sources: dict[str, Place], name: str, corner: Place, side: int) -
 
 
 def _classifier(genotype: Genotype, height: float) -> Html:
-    tall = 64 + 9 * max(0, len(genotype.cells) - 2)
+    tall = max(66, 18 * len(genotype.cells) + 20)
     lines = ["concat", "norm", "linear"] if len(genotype.cells) > 1 else ["norm", "linear"]
     return _box(_CLASSIFIER_LEFT, (height - tall) / 2, _CLASSIFIER_WIDTH, tall, [*lines, "→ P(fake)"])
 
 
-def _box(x: float, y: float, width: float, height: float, lines: Sequence[str]) -> Html:
+def _box(x: float, y: float, width: float, height: float, lines: Sequence[str], *, strong: bool | None = None) -> Html:
     """A rounded box with lines of text in its middle."""
+    bold = len(lines) == 1 if strong is None else strong
     first = y + height / 2 - 14.5 * (len(lines) - 1) / 2
-    texts = [_text(line, x + width / 2, first + 14.5 * i, strong=len(lines) == 1) for i, line in enumerate(lines)]
+    texts = [_text(line, x + width / 2, first + 14.5 * i, strong=bold) for i, line in enumerate(lines)]
     return tag("g", tag("rect", x=x, y=f"{y:g}", width=width, height=f"{height:g}", rx=5, class_="box"), texts)
 
 

@@ -57,7 +57,10 @@ class Reading:
         return [network for network in self.networks.values() if network["arm"] == arm]
 
     def best_of(self, *arms: str) -> str | None:
-        """The network of these arms with the best AUC on dev, as the evaluation chooses it."""
+        """The network of these arms with the best AUC on dev; where the evaluation has chosen one, it is that."""
+        for name in (self.found, self.best_single_sense):
+            if name is not None and {self.networks[name]["arm"]} == set(arms):
+                return name
         return _chosen(self.networks, arms)
 
     def point_network(self, point_id: str) -> Row | None:

@@ -10,25 +10,23 @@ from cluster.controls import AUDIO, GRID, RANDOM, VISUAL
 from jobs.report_drawing import genotype_picture
 from jobs.report_facts import Reading, Row, RunFacts
 from jobs.report_html import Html, count, figure, fold, fraction, interval, plural, section, tag
-from jobs.report_summary import ARM_NAMES, point_words
+from jobs.report_summary import ARM_NAMES
 from stgs.genotype import genotype_from_json
 
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """A genotype (JSON) with what led to it: names of networks or points, in words, by name."""
+    """A genotype (JSON) with the networks that have it: name (`arm/id`) -> point, None for one drawn by chance."""
 
     genotype: str
     parameters: int
-    points: dict[str, str]
+    points: dict[str, Row | None]
 
 
 def genotypes_section(facts: RunFacts) -> Html:
     """The genotypes of the grid, best on dev first, then those of the controls."""
     rows = facts.main.rows
-    drawn = _grouped(
-        (f"{GRID}/{row['id']}", row["genotype"], row["parameters"], point_words(row, facts)) for row in rows
-    )
+    drawn = _grouped((f"{GRID}/{row['id']}", row["genotype"], row["parameters"], row) for row in rows)
     drawn.sort(key=lambda item: -max(_dev_auc(facts, name) for name in item.points))
     parts: list[object] = [_HOW_TO_READ if rows else tag("p", "No point has a result, so there is none.")]
     if len(rows) > 1:
@@ -49,10 +47,10 @@ _HOW_TO_READ = tag(
 )
 
 
-def _grouped(items: Iterable[tuple[str, str, int, str]]) -> list[_Drawn]:
+def _grouped(items: Iterable[tuple[str, str, int, Row | None]]) -> list[_Drawn]:
     found: dict[str, _Drawn] = {}
-    for name, genotype, parameters, words in items:
-        found.setdefault(genotype, _Drawn(genotype, parameters, {})).points[name] = words
+    for name, genotype, parameters, point in items:
+        found.setdefault(genotype, _Drawn(genotype, parameters, {})).points[name] = point
     return list(found.values())
 
 
@@ -69,7 +67,7 @@ def _control(facts: RunFacts, reading: Reading, arm: str) -> Html | None:
     if not networks:
         return None
     drawn = _grouped(
-        (name, json.dumps(network["genotype"]), network["parameters"], _words(name, network, facts))
+        (name, json.dumps(network["genotype"]), network["parameters"], network["point"])
         for name, network in networks.items()
     )
     drawn.sort(key=lambda item: -max(_dev_auc(facts, name) for name in item.points))
@@ -79,8 +77,20 @@ def _control(facts: RunFacts, reading: Reading, arm: str) -> Html | None:
     return fold(title, _drawings(facts, drawn))
 
 
-def _words(name: str, network: Row, facts: RunFacts) -> str:
-    return point_words(network["point"], facts) if network["point"] else name.partition("/")[2]
+def _origin(item: _Drawn, facts: RunFacts) -> str:
+    """The points that led to a genotype, those with equal settings but M together."""
+    groups: dict[str, list[str]] = {}
+    for name, point in item.points.items():
+        if point is None:
+            groups[name.partition("/")[2]] = []
+            continue
+        words = f"temperature {point['temperature']:g}"
+        if len(facts.main.grid.estimators) > 1:
+            words = f"{point['estimator']}, {words}"
+        if len(facts.main.grid.seeds) > 1:
+            words = f"seed {point['seed']}, {words}"
+        groups.setdefault(words, []).append(str(point["num_samples"]))
+    return "; ".join(f"{words}, M {', '.join(samples)}" if samples else words for words, samples in groups.items())
 
 
 def _drawings(facts: RunFacts, drawn: Sequence[_Drawn]) -> Html:
@@ -113,9 +123,7 @@ def _caption(facts: RunFacts, item: _Drawn, chosen: set[str | None]) -> Html:
     return tag(
         "span",
         title,
-        f"{count(item.parameters)} parameters; {', '.join(scores) or 'not trained'}. From ",
-        tag("span", "; ".join(item.points.values())),
-        ".",
+        f"{count(item.parameters)} parameters; {', '.join(scores) or 'not trained'}. From {_origin(item, facts)}.",
     )
 
 

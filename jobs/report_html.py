@@ -12,6 +12,7 @@ from typing import Any
 
 _VOID = {"meta", "br"}
 MISSING = "–"  # noqa: RUF001 - a dash, shown where a file has no value
+_NO_BREAK = "\u00a0"  # a space at which no line ends
 
 
 class Html(str):
@@ -78,9 +79,10 @@ def fold(title: object, *children: object) -> Html:
     return tag("details", tag("summary", title), children)
 
 
-def figure(picture: object, caption: object, *, class_: str | None = None) -> Html:
-    """A picture with its caption."""
-    return tag("figure", picture, tag("figcaption", caption), class_=class_)
+def figure(picture: object, caption: object, *, title: object = None, class_: str | None = None) -> Html:
+    """A picture with its title above and its caption below."""
+    head = None if title is None else tag("p", title, class_="head")
+    return tag("figure", head, picture, None if caption is None else tag("figcaption", caption), class_=class_)
 
 
 def fraction(value: float | None, decimals: int = 3) -> str:
@@ -108,8 +110,10 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return MISSING
     if seconds < 120:
-        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        decimals = 2 if seconds < 1 else 1 if seconds < 10 else 0
+        return f"{seconds:.{decimals}f}{_NO_BREAK}s"
+    value, unit = (seconds / 60, "min") if seconds < 7200 else (seconds / 3600, "h")
+    return f"{value:.1f}{_NO_BREAK}{unit}"
 
 
 def plural(number: int, noun: str) -> str:
@@ -159,8 +163,8 @@ h3{font-size:16px;margin:26px 0 8px}
 p,ul{max-width:76ch;margin:8px 0}
 li{margin:3px 0}
 .soft,figcaption,.heat small{color:var(--soft)}
-nav{font-size:14px;margin:10px 0 0}
-nav a{color:inherit;margin-right:16px;white-space:nowrap}
+nav{font-size:14px;margin:10px 0 0;display:flex;flex-wrap:wrap;gap:2px 16px}
+nav a{color:inherit}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:12px;margin:18px 0}
 .tile{background:var(--tint);border:1px solid var(--line);border-radius:8px;padding:12px 14px}
 .tile b{display:block;font-size:25px;line-height:1.25;font-variant-numeric:tabular-nums}
@@ -177,15 +181,18 @@ thead th{vertical-align:bottom;border-bottom:2px solid var(--line)}
 .facts td{overflow-wrap:anywhere}
 .chosen td{font-weight:600}
 .maps{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:8px 28px}
-.heat{width:100%}
+.heat{width:100%;table-layout:fixed}.heat th[scope=row],.heat .corner{width:3.4em;vertical-align:middle}
 .heat td,.heat th{border:2px solid var(--paper);text-align:center;padding:5px 3px}
 .heat td{border-radius:6px;line-height:1.25;print-color-adjust:exact;-webkit-print-color-adjust:exact}
-.heat td small{display:block;font-size:11.5px;color:inherit;white-space:nowrap}
+.heat td small{display:block;font-size:11.5px;color:inherit}
 .heat th{font-weight:normal;color:var(--soft);font-size:13px;white-space:nowrap}
 .heat .found{outline:3px solid var(--bad);outline-offset:-1px}
-.heat .none{background:var(--tint);color:var(--soft)}
+.heat .corner{padding:0}.heat .none{background:var(--tint);color:var(--soft)}
 figure{margin:12px 0}
+.head{font-size:14px;font-weight:600;margin:0 0 2px;max-width:none}
 figcaption{font-size:13.5px;line-height:1.45;max-width:76ch}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(460px,100%),1fr));gap:0 36px;align-items:start}
+.roc{max-width:500px}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:8px 36px}
 .panels{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(255px,1fr);gap:6px;overflow-x:auto}
 .wrap{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(280px,100%),1fr));gap:14px 6px}
@@ -213,7 +220,6 @@ svg .visual{fill:var(--see);stroke:var(--soft)}
 svg .audio{fill:var(--hear);stroke:var(--soft)}
 svg .unused{opacity:.38}
 svg .wire{fill:none;stroke:var(--ink);stroke-width:1.4}
-svg .port{fill:var(--ink)}
 .s0{stroke:var(--c0);fill:var(--c0)}.s1{stroke:var(--c1);fill:var(--c1);stroke-dasharray:7 3}
 .s2{stroke:var(--c2);fill:var(--c2);stroke-dasharray:2.5 2.5}
 .s3{stroke:var(--c3);fill:var(--c3);stroke-dasharray:9 3 2 3}
@@ -221,12 +227,13 @@ svg .port{fill:var(--ink)}
 svg text.s0,svg text.s1,svg text.s2,svg text.s3,svg text.s4,svg text.s5{stroke:none}
 details{margin:12px 0}
 summary{cursor:pointer;font-weight:600}
-pre{background:var(--tint);border:1px solid var(--line);border-radius:6px;padding:10px 12px;font-size:13px;
-line-height:1.6;white-space:pre-wrap;overflow-wrap:anywhere}
+pre{background:var(--tint);border:1px solid var(--line);border-radius:6px;padding:10px 12px;line-height:1.6;
+overflow-x:auto}
+pre code{overflow-wrap:normal}
 code{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:13px;overflow-wrap:anywhere}
 @media (max-width:600px){main{padding:16px 12px 40px}h1{font-size:22px}th,td{padding:4px 7px}}
 @media print{main{max-width:none;padding:0}nav{display:none}.scroll,.panels{overflow:visible}
-.panels{grid-auto-flow:row;grid-template-columns:repeat(4,1fr)}figure,.tile,tr{break-inside:avoid}
+.panels{grid-auto-flow:row;grid-template-columns:repeat(4,1fr)}figure,.tile,tr{break-inside:avoid}pre{white-space:pre-wrap}
 h2,h3{break-after:avoid}details::details-content{content-visibility:visible;height:auto}table{font-size:11px}
 th,td{padding:2px 5px}}
 """

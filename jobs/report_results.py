@@ -24,7 +24,6 @@ from jobs.report_html import (
     section,
     table,
     tag,
-    text_of,
 )
 from jobs.report_summary import ARM_NAMES, point_words
 
@@ -49,6 +48,8 @@ def grid_section(facts: RunFacts) -> Html:
     parts: list[object] = []
     if not arm.rows:
         parts.append(tag("p", "No point has a result."))
+    else:
+        parts.append(tag("p", _MAP_NOTE, class_="soft"))
     for estimator in arm.grid.estimators:
         rows = [row for row in arm.rows if row["estimator"] == estimator]
         if len(arm.grid.estimators) > 1:
@@ -65,6 +66,10 @@ def grid_section(facts: RunFacts) -> Html:
     return section("grid", "The grid", parts)
 
 
+_MAP_NOTE = (
+    "λ is the temperature, M the number of Gumbel samples. Darker is larger; the colours of an AUC span at least "
+    f"{_LEAST_AUC_RANGE:g}, so that noise does not look like a trend."
+)
 _PAPER_NOTE = (
     "Other clips (FakeAVCeleb and SWAN-DF, mixed), other backbones, another machine: not to be ranked against the maps "
     "above. The paper's sources disagree at its own choice, temperature 10 and M 15: Table 3 prints 92 %, the "
@@ -86,7 +91,7 @@ def _maps(facts: RunFacts, rows: Sequence[Row]) -> list[Html]:
     if facts.readings:
         first = facts.readings[0]
         dev = {row["id"]: network["dev_auc"] for row in rows if (network := first.point_network(row["id"]))}
-        caption = "AUC on dev of the trained networks: what chooses the found one (framed)"
+        caption = "AUC on dev of the trained networks; the found one is framed"
         maps.append(_grid_map(facts, rows, caption, dev, fraction, least=_LEAST_AUC_RANGE))
     caption = "AUC on dev of the supernet during the search"
     supernet = {row["id"]: row["dev_auc"] for row in rows}
@@ -135,7 +140,7 @@ def _grid_map(
     columns = [f"M {samples}" for samples in grid.num_samples]
     if len(grid.seeds) > 1:
         caption += "; mean ± standard deviation over seeds"
-    return figure(heat_map(names, columns, cells, corner="", least=least), caption)
+    return figure(heat_map(names, columns, cells, least=least), None, title=caption)
 
 
 def _paper_maps() -> list[Html]:
@@ -149,8 +154,8 @@ def _paper_maps() -> list[Html]:
         # Coloured by rank of magnitude: one printed count is ten times the others.
         parameters[place] = Cell(value=float(np.log(size)), text=count(size))
     return [
-        figure(heat_map(names, columns, auc, corner=""), "Other data: AUC as the paper prints it"),
-        figure(heat_map(names, columns, parameters, corner=""), "Other data: parameters (colour: logarithm)"),
+        figure(heat_map(names, columns, auc), None, title="Other data: AUC on test as the paper prints it"),
+        figure(heat_map(names, columns, parameters), None, title="Other data: parameters (colour: logarithm)"),
     ]
 
 
@@ -208,8 +213,8 @@ def _arms_roc(facts: RunFacts, reading: Reading) -> Html:
             average = fraction(mean(network["auc"]["value"] for network in networks))
             curve = _mean_roc([network["roc"] for network in networks])
             lines.append((f"{ARM_NAMES[arm]}, mean of {len(networks)}: mean AUC {average}", _FALSE_POSITIVES, curve))
-    caption = "Found network and controls. The line from corner to corner is chance."
-    return _roc_figure(lines, caption, first_thick=True)
+    caption = "The line from corner to corner is chance."
+    return _roc_figure(lines, "Found network and controls", caption, first_thick=True)
 
 
 def _samples_roc(facts: RunFacts, reading: Reading) -> Html | None:
@@ -227,11 +232,12 @@ def _samples_roc(facts: RunFacts, reading: Reading) -> Html | None:
     where = f"temperature {fixed:g}"
     if len(grid.seeds) > 1 or len(grid.estimators) > 1:
         where += f", estimator {found['estimator']}, seed {found['seed']}"
-    why = " (that of the paper's figure)" if fixed == _PAPER_TEMPERATURE else " (that of the found network)"
-    return _roc_figure(lines, f"The networks found with different M at {where}{why}. Equal genotypes give one curve.")
+    whose = "paper's ROC figure" if fixed == _PAPER_TEMPERATURE else "found network"
+    why = f"This temperature is that of the {whose}."
+    return _roc_figure(lines, f"Networks found with different M at {where}", f"{why} Equal genotypes give one curve.")
 
 
-def _roc_figure(lines: Sequence[tuple[str, Any, Any]], caption: str, *, first_thick: bool = False) -> Html:
+def _roc_figure(lines: Sequence[tuple[str, Any, Any]], title: str, caption: str, *, first_thick: bool = False) -> Html:
     series = [
         Series(x=x, y=y, style=style, hint=name, thick=first_thick and style == 0)
         for style, (name, x, y) in enumerate(lines)
@@ -239,7 +245,7 @@ def _roc_figure(lines: Sequence[tuple[str, Any, Any]], caption: str, *, first_th
     axes = Axis("false positive rate (real clips called fake)", 0.0, 1.0), Axis("true positive rate", 0.0, 1.0)
     chart = line_chart(series, *axes, width=440, height=430, diagonal=True)
     names = {name: style for style, (name, _, _) in enumerate(lines)}
-    return figure([chart, legend(names, rows=True)], caption)
+    return figure([chart, legend(names, rows=True)], caption, title=title, class_="roc")
 
 
 def _mean_roc(curves: Sequence[Sequence[Sequence[float]]]) -> np.ndarray[Any, Any]:
@@ -283,7 +289,10 @@ def _controls_table(facts: RunFacts, reading: Reading) -> Html:
         name = reading.best_of(arm)
         if name is not None:
             network = reading.networks[name]
-            words = f"best on dev: {point_words(network['point'], facts)}"
+            role = "found network" if name == reading.found else "best on dev"
+            if name == reading.best_single_sense:
+                role = "best single sense"
+            words = f"{role}: {point_words(network['point'], facts)}"
             rows.append([ARM_NAMES[arm], words, len(reading.of_arm(arm)), *_scores(network)])
     for arm in (GRID, VISUAL, AUDIO, RANDOM, SHUFFLED):
         networks = reading.of_arm(arm)
@@ -329,7 +338,7 @@ def _controls_chart(facts: RunFacts, reading: Reading) -> Html:
         all_values += [value for value, _ in values] + list(chosen or ())
     axis = fitted_axis("AUC on test", all_values, cap=1.0)
     caption = (
-        "Each dot is a trained network; the diamond is the arm's best on dev, with its 95 % interval over subjects. "
-        f"Data set {text_of(reading.dataset)}."
+        "Each dot is a trained network; the diamond is the arm's best on dev, with its 95 % interval over subjects."
     )
-    return figure(tag("div", dot_chart(rows, axis), style="max-width:820px"), caption)
+    chart = tag("div", tag("div", dot_chart(rows, axis), style="min-width:520px;max-width:820px"), class_="scroll")
+    return figure(chart, caption, title=f"AUC on test ({reading.dataset}) of every network")

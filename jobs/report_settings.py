@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.controls import CONTROLS, GRID, RANDOM, SHUFFLED
@@ -18,6 +18,7 @@ from jobs.report_summary import ARM_NAMES
 from jobs.search import SearchJobConfig
 from jobs.train import TrainJobConfig
 
+_COMMAND_COLUMNS = 110
 _DIGESTS = ("features_digest", "manifest_digest", "split_digest")
 
 
@@ -37,7 +38,7 @@ def settings_section(facts: RunFacts) -> Html:
         facts_table(_environment(facts)),
         fold("Settings of the search", facts_table(_texts(facts.main.config, without=_DIGESTS))),
         fold("Settings of the networks' training", facts_table(_texts(facts.training))) if facts.training else None,
-        fold("How the features were made", facts_table(_texts(facts.provenance))) if facts.provenance else None,
+        fold("How the features were made", facts_table(_provenance(facts))) if facts.provenance else None,
     )
 
 
@@ -50,6 +51,11 @@ _COMMANDS_NOTE = (
 
 def _texts(settings: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, str]:
     return {name: text_of(value) for name, value in leaves(settings) if name not in without}
+
+
+def _provenance(facts: RunFacts) -> dict[str, str]:
+    named = ((part, settings) for part, settings in facts.provenance.items() if isinstance(settings, Mapping))
+    return {f"{part}: {name}": text_of(value) for part, settings in named for name, value in leaves(settings)}
 
 
 def _cost(facts: RunFacts) -> Html:
@@ -107,7 +113,7 @@ def commands(facts: RunFacts) -> list[str]:
     features, manifest = (str(facts.hints[name]) for name in ("features", "manifest"))
     if corpus:
         lines.append(_command("prepare", PrepareJobConfig, {"manifest": manifest, "out": "CORPUS", **corpus}))
-    if backbones:
+    if "visual" in backbones:
         lines.append(_command("extract", ExtractJobConfig, {"corpus": "CORPUS", "out": features, **backbones}))
     where = {"features": features, "manifest": manifest, "out": facts.uri}
     settings = dict(leaves(facts.main.config))
@@ -144,18 +150,29 @@ def _train_command(facts: RunFacts) -> str:
 
 
 def _command(name: str, config_class: type, values: Mapping[str, Any]) -> str:
-    """The command line that gives an option each of `values` that differs from its default; other names are ignored."""
-    words = ["stgs", name]
+    """The command that gives an option each of `values` that differs from its default; other names are ignored."""
+    places: list[str] = []
     flags: list[str] = []
     for item in options_of(config_class):
         value = values.get(item.name, item.default)
         value = tuple(value) if isinstance(value, list) else value
         if item.positional:
-            words.append(str(value))
+            places.append(str(value))
         elif value == item.default or value is None or value == ():
             continue
         elif item.kind is bool:
             flags.append(item.flag if value else f"--no-{item.name.replace('_', '-')}")
         else:
-            flags += [item.flag, *(text_of(part) for part in (value if isinstance(value, tuple) else (value,)))]
-    return shlex.join([*words, *flags])
+            flags.append(shlex.join([item.flag, *map(text_of, value if isinstance(value, tuple) else (value,))]))
+    return _in_lines([shlex.join(["stgs", name, *places]), *flags])
+
+
+def _in_lines(parts: Sequence[str]) -> str:
+    """Parts of a command, on lines that fit a screen; the shell reads them as one."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) < _COMMAND_COLUMNS:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(f"    {part}")
+    return " \\\n".join(lines)

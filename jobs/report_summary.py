@@ -23,12 +23,16 @@ def summary(facts: RunFacts) -> Html:
     """Title, figures at a glance, the summary in words, and its caveats."""
     readings = facts.readings
     parts: list[object] = [tag("p", _searched(facts)), _state(facts)]
+    words: list[object] = []
     for reading in readings:
         if len(readings) > 1:
             parts.append(tag("h3", f"Data set {reading.dataset}"))
-        parts += [_tiles(facts, reading), tag("p", _found(facts, reading))]
-        parts += [tag("p", line) for line in (_single(reading), _random(reading), _shuffled(reading)) if line]
-    parts += [tag("p", _cost(facts)), _caveats(facts)]
+            words.append(tag("h3", f"Data set {reading.dataset}"))
+        parts.append(_tiles(facts, reading))
+        lines = (_found(facts, reading), _single(reading), _random(reading), _shuffled(reading))
+        words += [tag("p", line) for line in lines if line]
+    words.append(tag("p", _cost(facts)))
+    parts.append(tag("div", tag("div", words), _caveats(facts), class_="columns"))
     return section("summary", "Summary", parts)
 
 
@@ -173,8 +177,8 @@ def _single(reading: Reading) -> str | None:
         "does not exclude 0": "does not exclude 0: no advantage over one sense is shown on these clips",
     }[_against_zero(difference)]
     return (
-        f"{words}: test AUC {interval(single['auc'])}. The found network's AUC differs by "
-        f"{difference['value']:+.3f} {bounds(difference)}; this paired interval {verdict}."
+        f"{words}: test AUC {interval(single['auc'])}. The difference, found minus single, is "
+        f"{difference['value']:+.3f} {bounds(difference)}; this paired interval over subjects {verdict}."
     )
 
 
@@ -187,7 +191,7 @@ def _random(reading: Reading) -> str | None:
     return (
         f"{plural(random['count'], 'genotype')} drawn by chance, trained in the same way, reach a test AUC of "
         f"{fraction(random['mean'])} on average, {fraction(random['low'])} to {fraction(random['high'])}; the found "
-        f"network lies above {beaten} of them."
+        f"network lies above {beaten} of {random['count']}."
     )
 
 

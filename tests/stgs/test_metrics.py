@@ -177,6 +177,19 @@ def test_bootstrap_interval_covers_the_truth() -> None:
     assert covered < trials
 
 
+def test_bootstrap_interval_of_a_mean_is_the_normal_one() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    resamples = 8000
+    interval = metrics.bootstrap_interval(
+        lambda w: float((w * values).sum() / w.sum()), np.arange(400), resamples=resamples
+    )
+    error = values.std() / math.sqrt(400)
+    # Standard error of a 2.5 % quantile of 8000 normal numbers, in units of `error`; the density there is 0.0584.
+    quantile_error = math.sqrt(0.025 * 0.975 / resamples) / 0.0584
+    for bound, z in ((interval.low, -1.96), (interval.high, 1.96)):
+        assert abs((bound - values.mean()) / error - z) < 4.5 * quantile_error
+
+
 def test_bootstrap_resamples_subjects_not_clips() -> None:
     scores, labels, subject = subject_clips(np.random.default_rng(3), 30)
     copies = np.tile(np.arange(len(scores)), 20)

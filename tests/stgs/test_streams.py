@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from stgs.estimators import gumbel_noise
 from stgs.streams import dropout_mask, normal, random_words, seed_tensor, uniform
 
 SIGMAS = 4.5
@@ -92,6 +93,15 @@ def test_uniform_is_inside_the_open_interval() -> None:
     assert float(x.min()) > 0.0
     assert float(x.max()) < 1.0
     assert abs(float(x.mean()) - 0.5) < SIGMAS / math.sqrt(12 * x.numel())
+
+
+def test_the_ends_of_the_words_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = torch.tensor([[-(1 << 31), (1 << 31) - 1]], dtype=torch.int32)
+    monkeypatch.setattr("stgs.streams.random_words", lambda *_: ends)
+    low, high = uniform(seed_tensor([0]), 0, "a", (2,))[0].tolist()
+    assert 0.0 < low == 1.0 - high
+    assert torch.isfinite(gumbel_noise([0], 0, "a", 1, (2,))).all()
+    assert torch.isfinite(normal(seed_tensor([0]), 0, "a", (2,))).all()
 
 
 def test_normal_has_the_moments_of_a_normal() -> None:

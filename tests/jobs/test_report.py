@@ -1,0 +1,419 @@
+"""The report of runs that the project's own writers make, without Ray: what it says, and that it stands alone.
+
+Nothing here is searched or trained long enough to be good: the page must show what the files say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster import found_loop
+from cluster.attempts import Pack, write_packs
+from cluster.controls import CONTROLS, GRID, control_grids, grid_jobs, random_jobs
+from cluster.evaluation import evaluate_run
+from cluster.features import FeatureSource, open_features
+from cluster.grid import GridConfig, SearchSettings, gather, read_grid
+from cluster.runs import open_run
+from cluster.search_loop import PackJob, search_pack
+from jobs.describe import drawing
+from jobs.grid import GridJobConfig
+from jobs.options import add_arguments, build, options_of
+from jobs.report import main, report_page
+from jobs.report_charts import Axis, Series, fitted_axis, line_chart
+from jobs.report_drawing import genotype_picture
+from jobs.report_facts import read_run
+from jobs.report_html import duration, tag
+from jobs.report_results import PAPER_TABLE_3, _mean_roc
+from jobs.report_settings import commands
+from jobs.search import SearchJobConfig
+from jobs.train import TrainJobConfig
+from stgs.config import FoundConfig, SearchConfig
+from stgs.genotype import CellGene, Genotype, StepGene, genotype_from_json
+from tests.planted import make_features
+
+SETTINGS = SearchSettings(channels=4, device="cpu", search=SearchConfig(epochs=2, batch_size=48))
+GRID_CONFIG = GridConfig(temperatures=(5.0, 10.0), num_samples=(1, 3), pack=4, settings=SETTINGS)
+FOUND = FoundConfig(epochs=2, batch_size=48)
+SHUFFLES, RANDOMS = 2, 2
+VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """A page as its parser sees it: tags with attributes, and text; an element that is not closed is an error."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source = source
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        """All text, with single spaces."""
+        return " ".join(" ".join(self.words).split())
+
+    def count(self, name: str, class_: str) -> int:
+        """How many elements have a class."""
+        return sum(tag == name and class_ in (given.get("class") or "").split() for tag, given in self.tags)
+
+
+def read_page(run: Path) -> Page:
+    return Page(report_page(read_run(str(run))))
+
+
+def search(run: str, config: GridConfig, source: FeatureSource) -> list[dict[str, Any]]:
+    """Search a grid in this process; returns the rows of grid.parquet."""
+    digests = {
+        "features_digest": source.meta.digest,
+        "manifest_digest": source.manifest.meta.digest,
+        "split_digest": source.split_digest(),
+    }
+    hints = {"features": source.uri, "manifest": source.manifest_uri}
+    run = open_run(run, {**asdict(config), **digests}, resume=False, hints=hints)
+    packs = write_packs(run, [Pack("pack-0000", tuple(config.points()))])
+    job = PackJob(run=run, space=config.settings.space(source), config=config.settings.search, device="cpu", threads=1)
+    splits = source.load_splits(("train", "dev"))
+    search_pack(job, packs[0], splits["train"], splits["dev"], lambda row: None)
+    return gather(run, packs, {}).rows
+
+
+def train(run: str, config: GridConfig, source: FeatureSource, *, controls: bool = True) -> None:
+    """Search the controls and train all networks in this process."""
+    rows = {GRID: read_grid(run)}
+    jobs = []
+    if controls:
+        for uri, part in control_grids(run, config, CONTROLS, shuffles=SHUFFLES).items():
+            rows[uri.rsplit("/", 1)[-1]] = search(uri, part, source)
+        jobs = random_jobs(run, config, source, count=RANDOMS)
+    jobs = [job for arm, found in rows.items() for job in grid_jobs(run, arm, found)] + jobs
+    splits = source.load_splits(("train", "dev"))
+    for genotype in dict.fromkeys(job.genotype for job in jobs):
+        group = [job for job in jobs if job.genotype == genotype]
+        # The body of the Ray task; which networks are trained together does not matter here.
+        found_loop._fit(group, FOUND, found_loop.provenance(source), splits, "cpu", 1)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> FeatureSource:
+    return open_features(*make_features(tmp_path_factory.mktemp("planted")))
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory, source: FeatureSource) -> Path:
+    """A grid with all controls, trained and evaluated."""
+    run = tmp_path_factory.mktemp("runs") / "complete"
+    search(str(run), GRID_CONFIG, source)
+    train(str(run), GRID_CONFIG, source)
+    evaluate_run(str(run), source, resamples=40)
+    return run
+
+
+@pytest.fixture
+def copied(complete: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a copy of the complete run, without some of its files and folders."""
+
+    def copy(*without: str) -> Path:
+        run = tmp_path / "copy"
+        shutil.copytree(complete, run)
+        for path in without:
+            shutil.rmtree(run / path) if (run / path).is_dir() else (run / path).unlink()
+        return run
+
+    return copy
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "evaluation/planted/metrics.json").read_text())
+    return content
+
+
+def interval(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+
+
+def test_command_writes_one_file_that_needs_no_other(complete: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(complete), "--json"]) == 0
+    payload = json.loads(capsys.readouterr().out)
+    assert payload["report"] == str(complete / "report" / "report.html")
+    assert payload["datasets"] == ["planted"]
+    data = (complete / "report" / "report.html").read_bytes()
+    assert len(data) == payload["bytes"]
+    page = Page(data.decode())
+    assert {name for name, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "base"})
+    for name, given in page.tags:
+        assert given.keys().isdisjoint({"src", "srcset", "data", "action"}), name
+        assert not any(key.startswith("on") for key in given), name
+        assert (given.get("href") or "#").startswith("#"), name
+    anchors = {given["id"] for _, given in page.tags if "id" in given}
+    assert {given["href"] for _, given in page.tags if "href" in given} == {f"#{anchor}" for anchor in anchors}
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", page.source.replace(str(complete.parents[1]), ""))
+    assert main([str(complete)]) == 0
+    assert (complete / "report" / "report.html").read_bytes() == data, "the same files give the same page"
+
+
+def test_page_shows_the_numbers_of_the_files(complete: Path) -> None:
+    page, content, rows = read_page(complete), metrics(complete), read_grid(str(complete))
+    found = content["networks"][content["found"]]
+    single = content["networks"][content["best_single_sense"]]
+    for value in (found["auc"], single["auc"]):
+        assert interval(value) in page.text
+    difference = content["difference"]
+    assert f"{difference['value']:+.3f} [{difference['low']:.3f}, {difference['high']:.3f}]" in page.text
+    assert f"{content['shuffled']['mean']:.3f}, standard error {content['shuffled']['standard_error']:.3f}" in page.text
+    random = content["random"]
+    assert f"{random['mean']:.3f} on average, {random['low']:.3f} to {random['high']:.3f}" in page.text
+    for row in rows:
+        network = content["networks"][f"grid/{row['id']}"]
+        assert interval(network["auc"]) in page.text
+        for shown in (f"{row['parameters']:,}", f"{row['dev_auc']:.3f}", f"{network['dev_auc']:.3f}"):
+            assert shown in page.text
+    for arm in ("visual only", "audio only", "random genotypes", "shuffled labels"):
+        assert arm in page.text
+    for category in "BCD":
+        assert f"{found['auc_by_category'][category]:.3f}" in page.text
+    for name in ("features_digest", "manifest_digest", "split_digest"):
+        assert read_run(str(complete)).main.config[name] in page.text
+    assert content["digests"]["networks"] in page.text
+    for printed, parameters in PAPER_TABLE_3.values():
+        assert f"{printed} %" in page.text
+        assert f"{parameters:,}" in page.text
+
+
+def test_summary_says_what_the_intervals_and_the_run_allow(complete: Path, copied: Callable[..., Path]) -> None:
+    assert "1 seed: the map shows one draw, not a trend." in read_page(complete).text
+    run = copied()
+    content = metrics(run)
+    content["dataset"] = "demo"
+    for low, high, verdict in ((0.1, 0.3, "lies above 0"), (-0.1, 0.3, "does not exclude 0"), (-0.3, -0.1, "below 0")):
+        content["difference"] = {"value": (low + high) / 2, "low": low, "high": high}
+        content["shuffled"]["at_chance"] = low > 0
+        (run / "evaluation/planted/metrics.json").write_text(json.dumps(content))
+        page = read_page(run)
+        assert f"this paired interval over subjects {verdict}" in page.text.replace("lies below", "below")
+        assert ("NOT at chance" in page.text) == (low < 0)
+        assert "is drawn by a program" in page.text
+
+
+def test_cost_counts_networks_that_were_trained_once_once(complete: Path) -> None:
+    facts, content = read_run(str(complete)), metrics(complete)
+    seconds = {}
+    for network in content["networks"].values():
+        point = network["point"] or {"seed": 0, "shuffle_seed": None}
+        seconds[json.dumps(network["genotype"]), point["seed"], point["shuffle_seed"]] = network["seconds"]
+    assert sum(facts.training_seconds().values()) == pytest.approx(sum(seconds.values()))
+    searched = sum(row["device_seconds"] for row in read_grid(str(complete)))
+    assert f"Cost: {duration(searched)} of device time".replace("\u00a0", " ") in read_page(complete).text
+
+
+def test_every_curve_and_every_genotype_is_drawn_once(complete: Path) -> None:
+    page, rows = read_page(complete), read_grid(str(complete))
+    # 9 quantities of every point; ROC curves: found, visual, audio, random, shuffled, and 2 values of M.
+    assert page.count("path", "series") == 9 * len(rows) + 5 + 2
+    labels = [given["aria-label"] for name, given in page.tags if name == "svg" and "aria-label" in given]
+    for genotype in {row["genotype"] for row in rows}:
+        assert "\n".join(drawing(genotype_from_json(genotype))) in labels
+    assert page.count("figure", "best") == 2  # the found network and the best single sense
+
+
+@pytest.mark.parametrize("controls", [True, False])
+def test_a_run_without_evaluation(copied: Callable[..., Path], controls: bool) -> None:
+    run = copied("evaluation") if controls else copied("evaluation", "parts")
+    page = read_page(run)
+    assert "test clips have not been read yet" in page.text
+    assert "on test (" not in page.text
+    assert ("Controls that are missing: visual only, audio only, random genotypes, shuffled labels" in page.text) == (
+        not controls
+    )
+    best = max(network["dev_auc"] for name, network in metrics_of_files(run).items() if name.startswith("grid/"))
+    assert f"dev AUC {best:.3f}" in page.text
+    assert [line.split()[1] for line in commands(read_run(str(run)))] == ["grid", "train", "report"]
+
+
+def metrics_of_files(run: Path) -> dict[str, dict[str, Any]]:
+    files = (run / "networks").glob("*.safetensors")
+    return {f"grid/{file.stem}": found_loop.network_facts(file.read_bytes())["metrics"] for file in files}
+
+
+def test_a_run_without_networks_shows_its_search(copied: Callable[..., Path]) -> None:
+    page = read_page(copied("evaluation", "parts", "networks"))
+    assert "No network is trained yet, so this page shows the search alone." in page.text
+    assert page.count("path", "series") == 9 * 4
+    assert page.count("table", "heat") == 2 + 2  # supernet's AUC and parameters, and the paper's
+
+
+def test_a_search_of_one_point(tmp_path: Path, source: FeatureSource) -> None:
+    config = GridConfig(temperatures=(10.0,), num_samples=(3,), seeds=(4,), pack=1, settings=SETTINGS)
+    (row,) = search(str(tmp_path / "one"), config, source)
+    page = read_page(tmp_path / "one")
+    assert "One point was searched: temperature 10, 3 Gumbel samples" in page.text
+    assert page.count("path", "series") == 9
+    assert "one draw" in page.text
+    assert f"{row['parameters']:,} parameters" in page.text
+    facts = read_run(str(tmp_path / "one"))
+    line = next(line for line in commands(facts) if line.startswith("stgs search"))
+    again = parsed(line, SearchJobConfig)
+    assert (again.temperature, again.num_samples, again.seed) == (10.0, 3, 4)
+    assert again.settings == SETTINGS
+
+
+def test_several_seeds_are_averaged(tmp_path: Path, source: FeatureSource) -> None:
+    config = GridConfig(temperatures=(5.0, 10.0), num_samples=(1,), seeds=(0, 1, 2), settings=SETTINGS)
+    rows = search(str(tmp_path / "seeds"), config, source)
+    page = read_page(tmp_path / "seeds")
+    assert "not a trend" not in page.text
+    for temperature in config.temperatures:
+        values = [row["dev_auc"] for row in rows if row["temperature"] == temperature]
+        assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}, 3 seeds" in page.text
+
+
+def test_points_and_curves_that_are_missing_are_named(tmp_path: Path, source: FeatureSource) -> None:
+    run = str(tmp_path / "broken")
+    rows = search(run, GRID_CONFIG, source)
+    failed, waiting, kept, _ = (row["id"] for row in rows)
+    for point in (failed, waiting):
+        (tmp_path / "broken" / "points" / point / "result.json").unlink()
+    (tmp_path / "broken" / "points" / failed / "failed.json").write_text('{"reason": "Traceback\\nout of memory"}')
+    gather(run, [Pack("pack-0000", tuple(GRID_CONFIG.points()))], {})
+    (tmp_path / "broken" / "packs/pack-0000/attempts/0/curves.parquet").unlink()
+    page = read_page(tmp_path / "broken")
+    assert "2 points of 4 without a result" in page.text
+    assert f"{failed} failed: out of memory" in page.text
+    assert f"{waiting} not searched yet" in page.text
+    assert kept in page.text
+    assert page.count("td", "none") == 2 * 2
+    assert "The curves of 2 points are missing" in page.text
+    (tmp_path / "broken" / "grid.parquet").unlink()
+    assert "searched, but not gathered into grid.parquet yet" in read_page(tmp_path / "broken").text
+
+
+def test_names_from_files_are_text(copied: Callable[..., Path]) -> None:
+    run = copied()
+    evil = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & more"
+    text = (run / "evaluation/planted/metrics.json").read_text()
+    hostile = json.dumps(evil)[1:-1]
+    text = text.replace("visual.layer2", f"visual.{hostile}").replace('"planted"', f'"{hostile}"')
+    (run / "evaluation/planted/metrics.json").write_text(text)
+    (run / "environment.json").write_text(json.dumps({"commit": evil, "versions": {evil: evil}, evil: evil}))
+    page = read_page(run)
+    assert {name for name, _ in page.tags}.isdisjoint({"script", "img"})
+    assert not any(key.startswith("on") for _, given in page.tags for key in given)
+    assert page.text.count(evil) > 5
+    assert f"<b>{tag('i', evil)}</b>" == tag("b", tag("i", evil)), "what is HTML already is not escaped again"
+
+
+def parsed(line: str, config_class: type) -> Any:
+    """The configuration that a command line of the report gives."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, options_of(config_class))
+    words = shlex.split(line.replace("\\\n", " "))[2:]
+    return build(config_class, vars(parser.parse_args(words)))
+
+
+def test_commands_repeat_the_run(complete: Path, source: FeatureSource) -> None:
+    lines = commands(read_run(str(complete)))
+    assert [line.split()[1] for line in lines] == ["grid", "train", "evaluate", "report"]
+    grid = parsed(lines[0], GridJobConfig)
+    assert (grid.features, grid.manifest, grid.out) == (source.uri, source.manifest_uri, str(complete))
+    assert grid.grid == GRID_CONFIG
+    train_again = parsed(lines[1], TrainJobConfig)
+    assert train_again.found == FOUND
+    assert (train_again.shuffles, train_again.random_genotypes) == (SHUFFLES, RANDOMS)
+    assert set(train_again.controls) == set(CONTROLS)
+    assert "--resamples 40" in lines[2]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "is no run: it has no config.yaml" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_are_drawn_where_their_values_are() -> None:
+    line = Series(x=[0.0, 1.0, 2.0, 3.0, 4.0], y=[0.0, 5.0, float("nan"), 10.0, 10.0], style=0, hint="line")
+    chart = line_chart([line], Axis("x", 0.0, 4.0), Axis("y", 0.0, 10.0), width=166, height=150)
+    # 100 wide from 52, 100 high above 110; the line is broken at the missing value.
+    assert 'd="M52 110L77 60M127 10L152 10"' in chart
+
+
+def test_points_inside_a_straight_run_are_left_out() -> None:
+    staircase = Series(x=[0, 0, 0, 1, 2, 2], y=[0, 1, 2, 2, 2, 4], style=0, hint="")
+    chart = line_chart([staircase], Axis("x", 0, 2), Axis("y", 0, 4), width=166, height=150)
+    assert 'd="M52 110L52 60L152 60L152 10"' in chart
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0.0, 1.0, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (0.992, 1.0, ["0.992", "0.994", "0.996", "0.998", "1.000"]),
+        (0.0, 20.0, ["0", "5", "10", "15", "20"]),
+    ],
+)
+def test_ticks_are_round(low: float, high: float, labels: list[str]) -> None:
+    assert [label for _, label in Axis("", low, high).ticks()] == labels
+
+
+def test_axes_hold_their_values() -> None:
+    random = np.random.default_rng(0)
+    for scale in 10.0 ** np.arange(-8, 8):
+        values = (random.normal(size=5) * scale + random.normal() * 10).tolist()
+        axis = fitted_axis("", values)
+        assert axis.low <= min(values) + 1e-9 * scale
+        assert axis.high >= max(values) - 1e-9 * scale
+        assert 2 <= len(axis.ticks()) <= 8
+    assert fitted_axis("", [0.9931, 0.9937], least=0.05, cap=1.0).high <= 1.0
+    assert fitted_axis("", [1.0, 1.0]).low < 1.0
+    norms = fitted_axis("", [0.0, 2e-16, 3e-3, float("nan")], log=True)
+    assert (norms.low, norms.high) == pytest.approx((1e-16, 1e-2))
+    assert fitted_axis("", [], log=True).low > 0
+
+
+def test_mean_roc_is_the_mean_of_true_positive_rates() -> None:
+    perfect, coin = ([0.0, 0.0, 1.0], [0.0, 1.0, 1.0]), ([0.0, 1.0], [0.0, 1.0])
+    curve = _mean_roc([perfect, coin])
+    np.testing.assert_allclose(curve, (1 + np.linspace(0, 1, len(curve))) / 2, atol=1e-12)
+
+
+def test_drawings_hold_deep_genotypes() -> None:
+    steps = tuple(StepGene("linear_glu", pair) for pair in (("in1", "in2"), ("step1", "in1"), ("step1", "step2")))
+    cells = (
+        CellGene(("a.x", "b.pooled"), steps),
+        CellGene(("cell1", "a.x"), steps),
+        CellGene(("cell1", "cell2"), steps),
+    )
+    genotype = Genotype(features={"a.x": 3, "b.pooled": 4, "c": 5}, channels=8, length=4, cells=cells)
+    picture = Page(genotype_picture(genotype))
+    assert picture.text.count("LinearGLU") == 9
+    # From two features and two cells to inputs, from two states to each step, steps to joins, joins out, cells to the
+    # classifier.
+    wires = sum(given.get("class") == "wire" for _, given in picture.tags)
+    assert wires == 3 * 2 + 9 * 2 + 9 + 3 + 3
+    assert picture.count("g", "unused") == 1

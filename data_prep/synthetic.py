@@ -56,8 +56,9 @@ class SyntheticConfig:
     audio_strength: float = 1.0
     """Greatest phase error of the vocoder, 0 to 1 half turns; each clip has its own, from half of this to this."""
     video_bit_rate: int = 300_000
-    audio_bit_rate: int = 32_000
     """Mean over clips, bits per second; each clip has its own, within 4 %."""
+    audio_bit_rate: int = 32_000
+    """Likewise."""
 
     def __post_init__(self) -> None:
         train = self.num_subjects - self.test_subjects - self.dev_subjects
@@ -246,16 +247,15 @@ class _Studio:
         frames = self._film(category, take, words, rng)
         levels = self._draw_levels(rng)
         sound = self._record(category, words, self._rng(self._plan.subject, _SOUND, take))
-        return synthetic_encoding.encode(
-            frames, sound, levels, fps=self._config.fps, video_bit_rate=self._config.video_bit_rate
-        )
+        return synthetic_encoding.encode(frames, sound, levels, fps=self._config.fps)
 
     def _draw_levels(self, rng: np.random.Generator) -> synthetic_encoding.Levels:
         """A narrow range of each, the same for all categories: wide enough to hide what a codec cannot hit exactly."""
         return synthetic_encoding.Levels(
             rms=10 ** (rng.uniform(-26.5, -25.5) / 20),
             crest=rng.uniform(3.4, 4.6),
-            bit_rate=self._config.audio_bit_rate * rng.uniform(0.96, 1.04),
+            audio_bit_rate=self._config.audio_bit_rate * rng.uniform(0.96, 1.04),
+            video_bit_rate=self._config.video_bit_rate * rng.uniform(0.96, 1.04),
         )
 
     def _film(

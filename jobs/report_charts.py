@@ -18,12 +18,13 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 40
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A scale from `low` to `high`, low < high; `log`: both above 0, ticks at powers of ten."""
+    """A scale from `low` to `high`, low < high. log: both above 0, ticks at powers of ten. whole: ticks at integers."""
 
     label: str
     low: float
     high: float
     log: bool = False
+    whole: bool = False
 
     def place(self, value: float) -> float:
         """Where a value lies: 0 at `low`, 1 at `high`."""
@@ -38,6 +39,7 @@ class Axis:
             keep = max(1, math.ceil(len(powers) / 5))
             return [(10.0**power, f"1e{power}" if power else "1") for power in powers if power % keep == 0]
         step = _round_step((self.high - self.low) / 5)
+        step = max(step, 1.0) if self.whole else step
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
         return [(index * step, f"{index * step:.{decimals}f}") for index in range(first, last + 1)]

@@ -26,9 +26,9 @@ _GROUPS: dict[str, tuple[str, tuple[_Quantity, ...]]] = {
         "Sum over edges or steps of the entropy of softmax(logits), divided by its maximum: 1 is undecided, 0 decided. "
         "Near 1 is no sign of failure: the right features can be found while the mean entropy has hardly fallen.",
         (
-            _Quantity("normalised_entropy_alpha", "E(alpha) / maximum: features to cells", 0.002, 1.0),
-            _Quantity("normalised_entropy_beta", "E(beta) / maximum: edges inside cells", 0.002, 1.0),
-            _Quantity("normalised_entropy_gamma", "E(gamma) / maximum: operations", 0.002, 1.0),
+            _Quantity("normalised_entropy_alpha", "E(alpha): features to cells", 0.002, 1.0),
+            _Quantity("normalised_entropy_beta", "E(beta): edges inside cells", 0.002, 1.0),
+            _Quantity("normalised_entropy_gamma", "E(gamma): operations", 0.002, 1.0),
         ),
     ),
     "AUC and loss": (
@@ -65,17 +65,15 @@ def curves_section(facts: RunFacts) -> Html:
         own = [row for row in rows if row["estimator"] == estimator]
         if not own:
             continue
-        if len(facts.main.grid.estimators) > 1:
-            parts.append(tag("h3", f"Estimator {estimator}"))
-        parts += _groups(facts, own)
+        parts += _groups(facts, own, f", estimator {estimator}" if len(facts.main.grid.estimators) > 1 else "")
     return section("curves", "How the search went", parts)
 
 
-def _groups(facts: RunFacts, rows: Sequence[Row]) -> list[Html]:
+def _groups(facts: RunFacts, rows: Sequence[Row], which: str) -> list[Html]:
     samples = sorted({row["num_samples"] for row in rows})
     parts = []
     for title, (note, quantities) in _GROUPS.items():
-        parts += [tag("h3", title), tag("p", note, class_="soft")]
+        parts += [tag("h3", title + which), tag("p", note, class_="soft")]
         if len(rows) > 1:
             parts.append(legend({f"M {number}": style for style, number in enumerate(samples)}, note=_seeds(facts)))
         if len({row["temperature"] for row in rows}) == 1:
@@ -110,4 +108,4 @@ def _panel(
         hint = f"{row['id']}: {end} at epoch {curve[-1]['epoch']}"
         style = samples.index(row["num_samples"])
         lines.append(Series(x=[line["epoch"] for line in curve], y=numbers, style=style, hint=hint))
-    return line_chart(lines, Axis("epoch", 0.0, float(last)), y, title=title)
+    return line_chart(lines, Axis("epoch", 0.0, float(last), whole=True), y, title=title)

@@ -80,7 +80,7 @@ def _control(facts: RunFacts, reading: Reading, arm: str) -> Html | None:
 def _origin(item: _Drawn, facts: RunFacts) -> str:
     """The points that led to a genotype, those with equal settings but M together."""
     groups: dict[str, list[str]] = {}
-    for name, point in item.points.items():
+    for name, point in sorted(item.points.items(), key=_place):
         if point is None:
             groups[name.partition("/")[2]] = []
             continue
@@ -91,6 +91,14 @@ def _origin(item: _Drawn, facts: RunFacts) -> str:
             words = f"seed {point['seed']}, {words}"
         groups.setdefault(words, []).append(str(point["num_samples"]))
     return "; ".join(f"{words}, M {', '.join(samples)}" if samples else words for words, samples in groups.items())
+
+
+def _place(item: tuple[str, Row | None]) -> tuple[object, ...]:
+    """Sorts points in the grid's order, then networks of random genotypes by name."""
+    name, point = item
+    if point is None:
+        return (1, name)
+    return (0, point["estimator"], point["seed"], point["temperature"], point["num_samples"])
 
 
 def _drawings(facts: RunFacts, drawn: Sequence[_Drawn]) -> Html:
@@ -107,7 +115,7 @@ def _caption(facts: RunFacts, item: _Drawn, chosen: set[str | None]) -> Html:
     title = None
     if chosen:
         found = any(reading.found in chosen for reading in facts.readings)
-        title = [tag("b", "The found network" if found else "The best single sense on dev"), ". "]
+        title = [tag("b", "The found network" if found else "The best single sense, chosen on dev"), ". "]
     scores = []
     for reading in facts.readings:
         networks = [reading.networks[name] for name in item.points if name in reading.networks]

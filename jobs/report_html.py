@@ -195,8 +195,8 @@ figcaption{font-size:13.5px;line-height:1.45;max-width:76ch}
 .roc{max-width:500px}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:8px 36px}
 .panels{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(255px,1fr);gap:6px;overflow-x:auto}
-.wrap{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(280px,100%),1fr));gap:14px 6px}
-.drawings{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(500px,100%),1fr));gap:18px 32px}
+.wrap{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(280px,100%),1fr));gap:14px 6px}
+.drawings{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(500px,100%),1fr));gap:18px 32px}
 .drawings figure{break-inside:avoid;border:1px solid var(--line);border-radius:8px;padding:12px;margin:0;min-width:0}
 .drawings .best{border:2px solid var(--bad)}
 .drawings svg{min-width:500px}
@@ -233,7 +233,9 @@ pre code{overflow-wrap:normal}
 code{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:13px;overflow-wrap:anywhere}
 @media (max-width:600px){main{padding:16px 12px 40px}h1{font-size:22px}th,td{padding:4px 7px}}
 @media print{main{max-width:none;padding:0}nav{display:none}.scroll,.panels{overflow:visible}
-.panels{grid-auto-flow:row;grid-template-columns:repeat(4,1fr)}figure,.tile,tr{break-inside:avoid}pre{white-space:pre-wrap}
-h2,h3{break-after:avoid}details::details-content{content-visibility:visible;height:auto}table{font-size:11px}
-th,td{padding:2px 5px}}
+.panels{grid-auto-flow:row;grid-template-columns:1fr 1fr}
+.maps,.pair,.drawings{grid-template-columns:1fr 1fr;gap:8px 16px}.drawings svg{min-width:0}
+figure,.tile,tr{break-inside:avoid}pre{white-space:pre-wrap}
+h2,h3{break-after:avoid}details::details-content{content-visibility:visible;height:auto}table{font-size:9.5px}
+th,td{padding:2px 4px}}
 """

@@ -48,27 +48,28 @@ def grid_section(facts: RunFacts) -> Html:
     parts: list[object] = []
     if not arm.rows:
         parts.append(tag("p", "No point has a result."))
-    else:
+    many = len(arm.rows) > 1
+    if many:
         parts.append(tag("p", _MAP_NOTE, class_="soft"))
-    for estimator in arm.grid.estimators:
+    for estimator in arm.grid.estimators if many else ():
         rows = [row for row in arm.rows if row["estimator"] == estimator]
         if len(arm.grid.estimators) > 1:
             parts.append(tag("h3", f"Estimator {estimator}"))
         if rows:
             parts.append(tag("div", _maps(facts, rows), class_="maps"))
-    parts += [tag("h3", "The paper's Table 3, on other data"), tag("div", _paper_maps(), class_="maps")]
-    parts.append(tag("p", _PAPER_NOTE, class_="soft"))
-    parts += [fold("All points in numbers", _points_table(facts, reading)) for reading in facts.readings]
-    if not facts.readings and arm.rows:
-        parts.append(fold("All points in numbers", _points_table(facts, None)))
+    if arm.rows:
+        tables = [_searched_points(facts), *(_trained_points(facts, reading) for reading in facts.readings)]
+        parts.append(fold("All points in numbers", tables) if many else tables)
     if arm.missing:
         parts += [tag("h3", "Points without a result"), table(["point", "why"], arm.missing.items(), text_columns=2)]
+    parts += [tag("h3", "The paper's Table 3, on other data"), tag("div", _paper_maps(), class_="maps")]
+    parts.append(tag("p", _PAPER_NOTE, class_="soft"))
     return section("grid", "The grid", parts)
 
 
 _MAP_NOTE = (
     "λ is the temperature, M the number of Gumbel samples. Darker is larger; the colours of an AUC span at least "
-    f"{_LEAST_AUC_RANGE:g}, so that noise does not look like a trend."
+    f"{_LEAST_AUC_RANGE:g}, so that noise does not look like a trend. The cell of the found network is framed."
 )
 _PAPER_NOTE = (
     "Other clips (FakeAVCeleb and SWAN-DF, mixed), other backbones, another machine: not to be ranked against the maps "
@@ -86,12 +87,14 @@ def _maps(facts: RunFacts, rows: Sequence[Row]) -> list[Html]:
         aucs = {row["id"]: network["auc"] for row in rows if (network := reading.point_network(row["id"]))}
         values = {point: auc["value"] for point, auc in aucs.items()}
         lines = {point: bounds(auc) for point, auc in aucs.items()}
-        caption = f"AUC on test ({reading.dataset}), with its 95 % interval over subjects"
+        caption = f"AUC on test ({reading.dataset})"
+        if len(facts.main.grid.seeds) == 1:
+            caption += ", with its 95 % interval over subjects"
         maps.append(_grid_map(facts, rows, caption, values, fraction, lines=lines, least=_LEAST_AUC_RANGE))
     if facts.readings:
         first = facts.readings[0]
         dev = {row["id"]: network["dev_auc"] for row in rows if (network := first.point_network(row["id"]))}
-        caption = "AUC on dev of the trained networks; the found one is framed"
+        caption = "AUC on dev of the trained networks"
         maps.append(_grid_map(facts, rows, caption, dev, fraction, least=_LEAST_AUC_RANGE))
     caption = "AUC on dev of the supernet during the search"
     supernet = {row["id"]: row["dev_auc"] for row in rows}
@@ -159,32 +162,55 @@ def _paper_maps() -> list[Html]:
     ]
 
 
-def _points_table(facts: RunFacts, reading: Reading | None) -> Html:
-    head = ["point", "parameters", "MACs a clip", "supernet dev AUC", "best epoch", "E(alpha)", "E(beta)", "E(gamma)"]
-    head += ["moved", "device time", "dev AUC", "test AUC", "EER", "accuracy at dev threshold"]
+def _searched_points(facts: RunFacts) -> Html:
+    """What the search says of each point."""
+    head = ["point", "parameters", "MACs a clip", "dev AUC", "best epoch", "E(alpha)", "E(beta)", "E(gamma)"]
+    rows = [
+        [
+            _named(row, facts),
+            count(row["parameters"]),
+            count(row["macs"]),
+            fraction(row["dev_auc"]),
+            f"{row['best_epoch']} of {row['epochs']}",
+            *(fraction(row[f"normalised_entropy_{name}"], 4) for name in ("alpha", "beta", "gamma")),
+            "hardly moved" if row["hardly_moved"] else "moved",
+            duration(row["device_seconds"]),
+        ]
+        for row in facts.main.rows
+    ]
+    note = "The search. dev AUC: of the supernet. E: entropy at the end, divided by its maximum."
+    return tag("div", tag("p", note), table([*head, "architecture", "device time"], rows))
+
+
+def _trained_points(facts: RunFacts, reading: Reading) -> Html:
+    """What is known of each point's trained network."""
+    head = ["point", "dev AUC", "best epoch", "device time"]
+    scores = ["test AUC", "EER", "accuracy", "at dev threshold", "balanced"] if reading.dataset is not None else []
     rows = []
     for row in facts.main.rows:
-        network = (reading and reading.point_network(row["id"])) or {}
-        entropies = [fraction(row[f"normalised_entropy_{name}"], 4) for name in ("alpha", "beta", "gamma")]
-        rows.append(
-            [
-                row["id"],
-                count(row["parameters"]),
-                count(row["macs"]),
-                fraction(row["dev_auc"]),
-                f"{row['best_epoch']} of {row['epochs']}",
-                *entropies,
-                "hardly" if row["hardly_moved"] else "yes",
-                duration(row["device_seconds"]),
-                fraction(network.get("dev_auc")),
-                interval(network.get("auc")),
-                fraction(network.get("equal_error_rate")),
-                fraction(network.get("accuracy_dev_threshold")),
-            ]
+        network = reading.point_network(row["id"])
+        if network is None:
+            rows.append([_named(row, facts), "not trained", *[MISSING] * (2 + len(scores))])
+            continue
+        cells = [_named(row, facts), fraction(network["dev_auc"]), network["best_epoch"], duration(network["seconds"])]
+        if scores:
+            cells.append(interval(network["auc"]))
+            names = ("equal_error_rate", "accuracy", "accuracy_dev_threshold", "balanced_accuracy")
+            cells += [fraction(network[name]) for name in names]
+        rows.append(cells)
+    where = (
+        ""
+        if reading.dataset is None
+        else (
+            f" on {reading.dataset}. EER: equal error rate; accuracy: at threshold 0.5, and at the one chosen on dev; "
+            "balanced: at that one, mean over the two classes"
         )
-    name = reading.dataset if reading and reading.dataset else None
-    note = "E: entropy at the end of the search divided by its maximum. Columns after device time: the trained network."
-    return tag("div", tag("p", f"Data set {name}. {note}" if name else note, class_="soft"), table(head, rows))
+    )
+    return tag("div", tag("p", f"The trained networks{where}."), table([*head, *scores], rows))
+
+
+def _named(row: Row, facts: RunFacts) -> Html:
+    return tag("span", point_words(row, facts), title=row["id"], style="white-space:nowrap")
 
 
 def roc_section(facts: RunFacts) -> Html:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.controls import AUDIO, GRID, RANDOM, SHUFFLED, VISUAL
+from data_prep.synthetic import DATASET
 from jobs.report_facts import Reading, RunFacts
 from jobs.report_html import Html, bounds, count, duration, fraction, interval, join, plural, section, tag, text_of
 
@@ -31,6 +32,8 @@ def summary(facts: RunFacts) -> Html:
         parts.append(_tiles(facts, reading))
         lines = (_found(facts, reading), _single(reading), _random(reading), _shuffled(reading))
         words += [tag("p", line) for line in lines if line]
+    if not readings and facts.main.rows:
+        words.append(tag("p", _best_supernet(facts)))
     words.append(tag("p", _cost(facts)))
     parts.append(tag("div", tag("div", words), _caveats(facts), class_="columns"))
     return section("summary", "Summary", parts)
@@ -51,9 +54,10 @@ def _searched(facts: RunFacts) -> str:
             f"samples M {text_of(grid.num_samples)}"
         )
     seeds = f"{'seed' if len(grid.seeds) == 1 else 'seeds'} {text_of(grid.seeds)}"
+    estimators = f"estimator{'s' if len(grid.estimators) > 1 else ''} {text_of(grid.estimators)}"
     senses = "the features of both senses" if settings.sense == "both" else f"{settings.sense} features only"
     words = (
-        f"{what}, estimator {text_of(grid.estimators)}, {seeds}, {plural(settings.search.epochs, 'epoch')} each, over "
+        f"{what}, {estimators}, {seeds}, {plural(settings.search.epochs, 'epoch')} each, over "
         f"{plural(settings.num_cells, 'cell')} of {plural(settings.num_steps, 'step')}, on {senses}"
     )
     backbones = backbone_words(facts)
@@ -163,6 +167,16 @@ def _found(facts: RunFacts, reading: Reading) -> str:
     )
 
 
+def _best_supernet(facts: RunFacts) -> str:
+    """What is known before training."""
+    best = max(facts.main.rows, key=lambda row: row["dev_auc"])
+    return (
+        f"The best supernet on dev is that of {point_words(best, facts)}: AUC {fraction(best['dev_auc'])} at epoch "
+        f"{best['best_epoch']} of {best['epochs']}. Its genotype has {count(best['parameters'])} parameters without "
+        "the classifier. A supernet's AUC is not that of the network that is trained from its genotype."
+    )
+
+
 def _single(reading: Reading) -> str | None:
     name, difference = reading.best_single_sense, reading.content.get("difference")
     if name is None:
@@ -245,10 +259,10 @@ def _draws(facts: RunFacts) -> Sequence[str]:
 
 def _data(facts: RunFacts) -> Sequence[str]:
     lines = []
-    if any(reading.dataset == "demo" for reading in facts.readings):
+    if any(reading.dataset == DATASET for reading in facts.readings):
         lines.append(
-            "The data set 'demo' is drawn by a program, faces and voices alike: its scores say that the machinery "
-            "works, and nothing about real deepfakes."
+            f"The data set '{DATASET}' is drawn by a program, faces and voices alike: its scores say that the "
+            "machinery works, and nothing about real deepfakes."
         )
     config = facts.provenance.get("backbones", {})
     untrained = [s for s in (VISUAL, AUDIO) if str(config.get(f"{s}_weights", "")).startswith("random:")]

@@ -11,12 +11,13 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster import found_loop
@@ -27,20 +28,23 @@ from cluster.features import FeatureSource, open_features
 from cluster.grid import GridConfig, SearchSettings, gather, read_grid
 from cluster.runs import open_run
 from cluster.search_loop import PackJob, search_pack
+from data_prep import boxes, storage
+from data_prep.clip import PrepareConfig
 from jobs.describe import drawing
+from jobs.extract import ExtractJobConfig
 from jobs.grid import GridJobConfig
 from jobs.options import add_arguments, build, options_of
+from jobs.prepare import PrepareJobConfig
 from jobs.report import main, report_page
-from jobs.report_charts import Axis, Series, fitted_axis, line_chart
-from jobs.report_drawing import genotype_picture
 from jobs.report_facts import read_run
 from jobs.report_html import duration, tag
-from jobs.report_results import PAPER_TABLE_3, _mean_roc
+from jobs.report_results import PAPER_TABLE_3
 from jobs.report_settings import commands
 from jobs.search import SearchJobConfig
 from jobs.train import TrainJobConfig
+from stgs.backbones import BackboneConfig
 from stgs.config import FoundConfig, SearchConfig
-from stgs.genotype import CellGene, Genotype, StepGene, genotype_from_json
+from stgs.genotype import genotype_from_json
 from tests.planted import make_features
 
 SETTINGS = SearchSettings(channels=4, device="cpu", search=SearchConfig(epochs=2, batch_size=48))
@@ -233,14 +237,42 @@ def test_cost_counts_networks_that_were_trained_once_once(complete: Path) -> Non
     assert f"Cost: {duration(searched)} of device time".replace("\u00a0", " ") in read_page(complete).text
 
 
-def test_every_curve_and_every_genotype_is_drawn_once(complete: Path) -> None:
-    page, rows = read_page(complete), read_grid(str(complete))
+def test_cells_of_a_map_stand_at_their_temperature_and_number_of_samples(complete: Path) -> None:
+    page, networks = read_page(complete), metrics(complete)["networks"]
+    cells = [given["title"] for name, given in page.tags if name == "td" and "title" in given]
+    ids = [point.id for point in GRID_CONFIG.points()]  # temperatures down, num_samples across
+    assert cells[: len(ids)] == [f"{point}: {interval(networks[f'grid/{point}']['auc'])}" for point in ids]
+    assert cells[len(ids) : 2 * len(ids)] == [f"{point}: {networks[f'grid/{point}']['dev_auc']:.3f}" for point in ids]
+    assert [name for name, given in page.tags if given.get("class") == "found"] == ["td"] * 4, "in each map of this run"
+
+
+def test_curves_are_those_of_their_points(complete: Path) -> None:
+    page = read_page(complete)
     # 9 quantities of every point; ROC curves: found, visual, audio, random, shuffled, and 2 values of M.
-    assert page.count("path", "series") == 9 * len(rows) + 5 + 2
+    assert page.count("path", "series") == 9 * len(GRID_CONFIG.points()) + 5 + 2
+    last = boxes.read_table(str(complete / "packs/pack-0000/attempts/0/curves.parquet")).to_pylist()[-4:]
+    for member, (row, point) in enumerate(zip(last, GRID_CONFIG.points(), strict=True)):
+        assert (row["epoch"], row["member"]) == (2, member)
+        for name in ("normalised_entropy_alpha", "dev_auc", "dev_loss", "train_loss"):
+            assert f"{point.id}: {row[name]:.4f} at epoch 2" in page.text
+        assert f"{point.id}: {row['gradient_norm_gamma']:.3g} at epoch 2" in page.text
+
+
+def test_equal_genotypes_are_drawn_once(copied: Callable[..., Path]) -> None:
+    page, rows = read_page(run := copied()), read_grid(str(run))
     labels = [given["aria-label"] for name, given in page.tags if name == "svg" and "aria-label" in given]
-    for genotype in {row["genotype"] for row in rows}:
-        assert "\n".join(drawing(genotype_from_json(genotype))) in labels
+    for row in rows:
+        assert "\n".join(drawing(genotype_from_json(row["genotype"]))) in labels
     assert page.count("figure", "best") == 2  # the found network and the best single sense
+    shutil.rmtree(run / "networks")
+    shutil.rmtree(run / "evaluation")
+    for row in rows:
+        row["genotype"] = rows[0]["genotype"]
+    storage.write(str(run / "grid.parquet"), boxes.table_bytes(pa.Table.from_pylist(rows)))
+    page = read_page(run)
+    assert sum("output = classifier" in (given.get("aria-label") or "") for _, given in page.tags) == 1
+    assert "4 points, 1 different genotype" in page.text
+    assert "From temperature 5, M 1, 3; temperature 10, M 1, 3." in page.text
 
 
 @pytest.mark.parametrize("controls", [True, False])
@@ -252,14 +284,10 @@ def test_a_run_without_evaluation(copied: Callable[..., Path], controls: bool) -
     assert ("Controls that are missing: visual only, audio only, random genotypes, shuffled labels" in page.text) == (
         not controls
     )
-    best = max(network["dev_auc"] for name, network in metrics_of_files(run).items() if name.startswith("grid/"))
+    files = (run / "networks").glob("*.safetensors")
+    best = max(found_loop.network_facts(file.read_bytes())["metrics"]["dev_auc"] for file in files)
     assert f"dev AUC {best:.3f}" in page.text
     assert [line.split()[1] for line in commands(read_run(str(run)))] == ["grid", "train", "report"]
-
-
-def metrics_of_files(run: Path) -> dict[str, dict[str, Any]]:
-    files = (run / "networks").glob("*.safetensors")
-    return {f"grid/{file.stem}": found_loop.network_facts(file.read_bytes())["metrics"] for file in files}
 
 
 def test_a_run_without_networks_shows_its_search(copied: Callable[..., Path]) -> None:
@@ -307,7 +335,7 @@ def test_points_and_curves_that_are_missing_are_named(tmp_path: Path, source: Fe
     assert "2 points of 4 without a result" in page.text
     assert f"{failed} failed: out of memory" in page.text
     assert f"{waiting} not searched yet" in page.text
-    assert kept in page.text
+    assert f'title="{kept}"' in page.source
     assert page.count("td", "none") == 2 * 2
     assert "The curves of 2 points are missing" in page.text
     (tmp_path / "broken" / "grid.parquet").unlink()
@@ -350,70 +378,19 @@ def test_commands_repeat_the_run(complete: Path, source: FeatureSource) -> None:
     assert "--resamples 40" in lines[2]
 
 
+def test_untrained_backbones_and_the_way_to_the_features_are_told(complete: Path) -> None:
+    backbones = BackboneConfig(visual="resnet18", visual_weights="random:0", audio_weights="random:1")
+    preparation = PrepareConfig(min_faces=4, faces="none")
+    facts = replace(read_run(str(complete)), provenance={"backbones": asdict(backbones), "corpus": asdict(preparation)})
+    page = Page(report_page(facts))
+    assert "(visual: resnet18, weights random:0, audio: resnet34, weights random:1)" in page.text
+    assert "The visual and audio backbones are untrained" in page.text
+    prepare, extract = commands(facts)[:2]
+    assert parsed(prepare, PrepareJobConfig).prepare == preparation
+    assert parsed(extract, ExtractJobConfig).backbones == backbones
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "is no run: it has no config.yaml" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_lines_are_drawn_where_their_values_are() -> None:
-    line = Series(x=[0.0, 1.0, 2.0, 3.0, 4.0], y=[0.0, 5.0, float("nan"), 10.0, 10.0], style=0, hint="line")
-    chart = line_chart([line], Axis("x", 0.0, 4.0), Axis("y", 0.0, 10.0), width=166, height=150)
-    # 100 wide from 52, 100 high above 110; the line is broken at the missing value.
-    assert 'd="M52 110L77 60M127 10L152 10"' in chart
-
-
-def test_points_inside_a_straight_run_are_left_out() -> None:
-    staircase = Series(x=[0, 0, 0, 1, 2, 2], y=[0, 1, 2, 2, 2, 4], style=0, hint="")
-    chart = line_chart([staircase], Axis("x", 0, 2), Axis("y", 0, 4), width=166, height=150)
-    assert 'd="M52 110L52 60L152 60L152 10"' in chart
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "labels"),
-    [
-        (0.0, 1.0, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-        (0.992, 1.0, ["0.992", "0.994", "0.996", "0.998", "1.000"]),
-        (0.0, 20.0, ["0", "5", "10", "15", "20"]),
-    ],
-)
-def test_ticks_are_round(low: float, high: float, labels: list[str]) -> None:
-    assert [label for _, label in Axis("", low, high).ticks()] == labels
-
-
-def test_axes_hold_their_values() -> None:
-    random = np.random.default_rng(0)
-    for scale in 10.0 ** np.arange(-8, 8):
-        values = (random.normal(size=5) * scale + random.normal() * 10).tolist()
-        axis = fitted_axis("", values)
-        assert axis.low <= min(values) + 1e-9 * scale
-        assert axis.high >= max(values) - 1e-9 * scale
-        assert 2 <= len(axis.ticks()) <= 8
-    assert fitted_axis("", [0.9931, 0.9937], least=0.05, cap=1.0).high <= 1.0
-    assert fitted_axis("", [1.0, 1.0]).low < 1.0
-    norms = fitted_axis("", [0.0, 2e-16, 3e-3, float("nan")], log=True)
-    assert (norms.low, norms.high) == pytest.approx((1e-16, 1e-2))
-    assert fitted_axis("", [], log=True).low > 0
-
-
-def test_mean_roc_is_the_mean_of_true_positive_rates() -> None:
-    perfect, coin = ([0.0, 0.0, 1.0], [0.0, 1.0, 1.0]), ([0.0, 1.0], [0.0, 1.0])
-    curve = _mean_roc([perfect, coin])
-    np.testing.assert_allclose(curve, (1 + np.linspace(0, 1, len(curve))) / 2, atol=1e-12)
-
-
-def test_drawings_hold_deep_genotypes() -> None:
-    steps = tuple(StepGene("linear_glu", pair) for pair in (("in1", "in2"), ("step1", "in1"), ("step1", "step2")))
-    cells = (
-        CellGene(("a.x", "b.pooled"), steps),
-        CellGene(("cell1", "a.x"), steps),
-        CellGene(("cell1", "cell2"), steps),
-    )
-    genotype = Genotype(features={"a.x": 3, "b.pooled": 4, "c": 5}, channels=8, length=4, cells=cells)
-    picture = Page(genotype_picture(genotype))
-    assert picture.text.count("LinearGLU") == 9
-    # From two features and two cells to inputs, from two states to each step, steps to joins, joins out, cells to the
-    # classifier.
-    wires = sum(given.get("class") == "wire" for _, given in picture.tags)
-    assert wires == 3 * 2 + 9 * 2 + 9 + 3 + 3
-    assert picture.count("g", "unused") == 1

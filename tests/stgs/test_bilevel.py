@@ -113,8 +113,13 @@ def test_architecture_update_moves_the_architecture_only(net: Supernet) -> None:
     computed = []
     for name, parameter in net.weight_parameters().items():
         parameter.register_hook(lambda _, name=name: computed.append(name))
+    recorded = []
+    for layer in net.reshape:
+        layer.register_forward_hook(lambda *call: recorded.append(call[-1].requires_grad))
     optimizer = torch.optim.SGD(parameters.values(), lr=0.5)
     losses, norms = architecture_update(net, optimizer, data, 5)
+    # Nothing before the first candidate is recorded for a backward pass.
+    assert recorded == [False] * len(FEATURES)
     assert losses.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
     assert moved(net, before) == {f"architecture.{name}" for name in ("alpha", "beta", "gamma")}
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):

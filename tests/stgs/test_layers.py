@@ -156,6 +156,11 @@ def test_dropout_is_off_in_evaluation_and_keeps_the_expectation() -> None:
     assert abs(float(y.mean()) - 1.0) < 4.5 * (1 / 3 / y.numel()) ** 0.5
 
 
+def test_layers_drop_different_positions() -> None:
+    x = torch.ones(P, B, L, C)
+    assert not torch.equal(context().dropout(x, "a", 0.5), context().dropout(x, "b", 0.5))
+
+
 def gradient_of(y: Tensor, x: Tensor) -> Tensor:
     return torch.autograd.grad(y.sum(), x)[0]
 

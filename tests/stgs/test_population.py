@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from stgs import population
 from stgs.clips import ClipSet
 from stgs.config import InputError, SearchConfig
+from stgs.layers import ForwardContext
 from stgs.metrics import auc
 from stgs.population import PopulationSearch
 from stgs.schedule import learning_rate
@@ -147,6 +149,30 @@ def test_rows_say_what_happened(build: Build) -> None:
         assert all(row[f"gradient_norm_{name}"] > 0 for name in ("alpha", "beta", "gamma"))
         assert all(0.9 < row[f"normalised_entropy_{name}"] <= 1 for name in ("alpha", "beta", "gamma"))
         assert row["entropy_gamma"] == pytest.approx(row["normalised_entropy_gamma"] * 4 * math.log(5))
+
+
+def test_dev_scores_use_the_probabilities(build: Build) -> None:
+    search = run(build(MEMBERS, initial_logit_scale=1.0), 1)
+    net, clips = search.supernet, search.dev
+    weights = {name: torch.softmax(logits, dim=-1) for name, logits in net.architecture_parameters().items()}
+    context = ForwardContext(net.seeds, 0, training=False, track_statistics=False)
+    with torch.no_grad():
+        expected = net(clips.batch(np.arange(DEV)).features, weights, context)
+    assert np.allclose(search.dev_scores()[0], expected.numpy(), atol=1e-6)
+
+
+def test_an_epoch_reads_every_clip_once_in_two_orders(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = build(MEMBERS[:1])
+    search.train = search.dev  # of one size, so that the orders could be the same
+    read: list[list[int]] = []
+    original = ClipSet.batch
+    monkeypatch.setattr(ClipSet, "batch", lambda clips, index: read.append(index.tolist()) or original(clips, index))
+    search.run_epoch()
+    # Three weight and three architecture updates in turn, then the evaluation.
+    orders = [[*chain(*read[start:6:2])] for start in (0, 1)]
+    assert [sorted(order) for order in orders] == [list(range(DEV))] * 2
+    assert orders[0] != orders[1]
+    assert [*chain(*read[6:])] == list(range(DEV))
 
 
 def test_dev_scores_do_not_depend_on_the_batch(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

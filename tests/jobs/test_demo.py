@@ -1,0 +1,81 @@
+"""The whole job on a few drawn people: every stage hands on to the next, and scoring a clip repeats the evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import boxes
+from data_prep.manifest import read_manifest, resolve_path
+from data_prep.storage import InputError
+from jobs import demo, score
+from jobs.cli import PARTLY, Outcome
+
+CONFIG: dict[str, Any] = {
+    "num_subjects": 8,
+    "dev_subjects": 2,
+    "test_subjects": 2,
+    "channels": 8,
+    "epochs": 1,
+    "found_epochs": 1,
+    "shuffles": 2,
+    "random_genotypes": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def outcome(ray_session: None, out: Path) -> Outcome:
+    return demo.run(demo.DemoJobConfig(out=str(out), **CONFIG))
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_demo_runs_to_the_report(out: Path, outcome: Outcome) -> None:
+    (seed,) = outcome.payload["seeds"]
+    assert seed["points"] == 16
+    assert seed["random"]["count"] == 1
+    assert seed["shuffled"]["count"] == 2
+    # One epoch on 16 clips proves nothing, and the exit code must say so exactly where the interval or chance does.
+    assert (outcome.exit_code == 0) == (seed["difference"]["low"] > 0 and seed["shuffled"]["at_chance"])
+    assert Path(seed["report"]).read_text().startswith("<!doctype html>")
+    corpus = boxes.read_meta(str(out / "seed-0" / "corpus"), boxes.CORPUS)
+    assert corpus.counts["clips"] == 32, "every drawn face is found"
+    for line in ("AUC on test, temperature by num_samples:", "random genotypes:", "shuffled labels:", "cell1:"):
+        assert line in outcome.text
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(60)
+def test_score_repeats_the_evaluation(out: Path, outcome: Outcome, tmp_path: Path) -> None:
+    folder = out / "seed-0"
+    found = outcome.payload["seeds"][0]["found"]
+    scores = boxes.read_table(str(folder / "run" / "evaluation" / "demo" / "scores.parquet"))
+    expected = dict(zip(scores["clip_id"].to_pylist(), scores[found].to_pylist(), strict=True))
+    manifest = read_manifest(str(folder / "manifest"))
+    rows = [row for row in manifest.rows if row["clip_id"] in expected][:2]
+    videos = [resolve_path(manifest.roots, row["video_path"]) for row in rows]
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(Path(videos[0]).read_bytes()[:2000])
+
+    faces = tmp_path / "faces.jpg"
+    result = score.run(score.ScoreJobConfig(videos=(*videos, str(broken)), run=str(folder / "run"), faces=str(faces)))
+    for row, clip in zip(rows, result.payload["clips"], strict=False):
+        # The same features to the bit; the network's products round by the number of clips in a batch.
+        assert clip["p_fake"] == pytest.approx(expected[row["clip_id"]], abs=1e-6)
+    assert result.payload["clips"][2]["refused"] == "unreadable"
+    assert result.exit_code == PARTLY
+    assert faces.read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_score_wants_one_network() -> None:
+    with pytest.raises(InputError, match="either --run, for its found network, or --network"):
+        score.run(score.ScoreJobConfig(videos=("clip.mp4",)))
+    with pytest.raises(InputError, match="is no file"):
+        score.run(score.ScoreJobConfig(videos=("clip.mp4",), network="missing.safetensors"))

@@ -70,23 +70,23 @@ class Cell(nn.Module):
         scale = gamma * self.fusion_weight
         for index, operations in enumerate(self.steps):
             # in1 and in2 are the same tensor here, so their two edges add up.
-            state = _weigh(x, beta[index][:, 0] + beta[index][:, 1])
-            for earlier, output in enumerate(outputs):
-                state = state + _weigh(output, beta[index][:, 2 + earlier])
-            mixed = torch.zeros_like(x)
-            for key, operation in operations.items():  # type: ignore[operator]
-                weight = scale[:, index, self.space.operations.index(key)]
-                mixed = mixed + _weigh(operation(state, state, context), weight)
-            outputs.append(mixed)
+            weights = (beta[index][:, 0] + beta[index][:, 1], *beta[index][:, 2:].unbind(dim=1))
+            state = _mix([x, *outputs], weights)
+            candidates = [operation(state, state, context) for operation in operations.values()]  # type: ignore[operator]
+            factors = zip(self.space.operations, scale[:, index].unbind(dim=1), strict=True)
+            outputs.append(_mix(candidates, [factor for name, factor in factors if name != "zero"]))
         if self.space.tail == "concat":
             return self.tail(torch.cat(outputs, dim=-1), x, context)
-        joined = sum((_weigh(y, self.step_weight[:, i]) for i, y in enumerate(outputs)), torch.zeros_like(x))
-        return self.tail(joined, x, context)
+        return self.tail(_mix(outputs, self.step_weight.unbind(dim=1)), x, context)
 
 
-def _weigh(x: Tensor, weight: Tensor) -> Tensor:
-    """x [P, B, L, C] times weight [P]."""
-    return x * weight.view(-1, 1, 1, 1)
+def _mix(nodes: Sequence[Tensor], weights: Sequence[Tensor], total: Tensor | None = None) -> Tensor:
+    """total + the sum of node * weight; nodes [P, B, L, C], weights [P]. One pass over memory a node."""
+    for node, weight in zip(nodes, weights, strict=True):
+        factor = weight.view(-1, 1, 1, 1)
+        total = node * factor if total is None else torch.addcmul(total, node, factor)
+    assert total is not None, "there is nothing to mix"
+    return total
 
 
 class Supernet(nn.Module):
@@ -140,6 +140,10 @@ class Supernet(nn.Module):
         )
         self.cells = nn.ModuleList(Cell(shape, space, number) for number in range(space.num_cells))
         self.head = Head(seeds, space.num_cells, space.channels, space.length)
+        # Kept, because a walk over the modules takes a noticeable part of an update of one member.
+        self._weights = {name: p for name, p in self.named_parameters() if not name.startswith("architecture.")}
+        self._edges_per_cell = [len(space.cell_inputs(cell)) for cell in range(space.num_cells)]
+        self._edges_per_step = [len(space.states(step)) for step in range(space.num_steps)] * space.num_cells
 
     def architecture_parameters(self) -> dict[str, nn.Parameter]:
         """alpha, beta and gamma, in this order."""
@@ -147,7 +151,7 @@ class Supernet(nn.Module):
 
     def weight_parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter but the architecture's, by name."""
-        return {name: p for name, p in self.named_parameters() if not name.startswith("architecture.")}
+        return self._weights
 
     def candidate_weights(self, update: int | None) -> dict[str, Tensor]:
         """Weights of the candidates of alpha, beta, gamma: relaxed with the noise of `update`, or, where it is None,
@@ -176,18 +180,17 @@ class Supernet(nn.Module):
         """
         space = self.space
         reshaped = [layer(features[name], context) for layer, name in zip(self.reshape, space.features, strict=True)]
-        alpha = self._identity_weights(weights["alpha"], [cell for cell, _ in space.alpha_edges], space.num_cells)
+        # Weights of Identity [P, edges], split by the cell or step that the edges lead to.
+        alpha = weights["alpha"][..., IDENTITY].split(self._edges_per_cell, dim=1)
         from_features = self._mix_features(reshaped, alpha)
-        edges = [cell * space.num_steps + step for cell, step, _ in space.beta_edges]
-        beta = self._identity_weights(weights["beta"], edges, space.num_cells * space.num_steps)
+        beta = weights["beta"][..., IDENTITY].split(self._edges_per_step, dim=1)
         gamma = weights["gamma"].unflatten(1, (space.num_cells, space.num_steps))
 
         outputs: list[Tensor] = []
         for number, cell in enumerate(self.cells):
             x = from_features[number]
             if space.earlier_cells:
-                for earlier, output in enumerate(outputs):
-                    x = x + _weigh(output, alpha[number][:, len(reshaped) + earlier])
+                x = _mix(outputs, alpha[number][:, len(reshaped) :].unbind(dim=1), x)
             steps = beta[number * space.num_steps : (number + 1) * space.num_steps]
             outputs.append(cell(x, steps, gamma[:, number], context))
         return self.head(outputs)
@@ -199,9 +202,3 @@ class Supernet(nn.Module):
         weights = torch.stack([edge[:, :count] for edge in alpha], dim=1)
         mixed = torch.bmm(weights, stacked.flatten(start_dim=2)).view(len(stacked), len(alpha), *stacked.shape[2:])
         return list(mixed.unbind(dim=1))
-
-    @staticmethod
-    def _identity_weights(weights: Tensor, owners: Sequence[int], num_owners: int) -> list[Tensor]:
-        """Weights of Identity [P, edges, 2], split by the owner (cell or step) of each edge; owners are in order."""
-        sizes = [owners.count(owner) for owner in range(num_owners)]
-        return list(weights[..., IDENTITY].split(sizes, dim=1))

@@ -28,7 +28,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest tests/bench -m slow -s
+	$(BIN)/python tests/bench/bench_search.py
 
 # A fresh resolve of pyproject.toml in an environment of its own. facenet-pytorch comes last and without its pins,
 # which no resolver can meet. Local versions (+cu128) are cut off: they name a build that not every index has.

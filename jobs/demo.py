@@ -25,7 +25,7 @@ from jobs.cli import FAILED, Outcome, SessionOptions, group, option, run_command
 from jobs.describe import drawing
 from jobs.tables import indented
 from stgs.backbones import BackboneConfig
-from stgs.config import FoundConfig, SearchConfig
+from stgs.config import FoundConfig, SearchConfig, WeightSchedule
 from stgs.genotype import genotype_from_dict
 
 
@@ -40,9 +40,11 @@ class DemoJobConfig:
     test_subjects: int = option(24, help="people whose clips are read once, at the end")
     backbone: str = option("resnet18", help="architecture of both backbones")
     channels: int = option(32, help="width C of the fusion networks")
-    epochs: int = option(30, help="epochs of the search")
+    epochs: int = option(31, help="epochs of the search; 31 ends a cycle of the learning rate")
+    found_epochs: int = option(63, help="epochs of each found network; 63 ends a cycle, too")
     batch_size: int = option(32, help="clips a batch, in search and training")
-    found_epochs: int = option(60, help="epochs of each found network")
+    dropout: float = option(0.5, help="dropout, in search and training: there are few people to learn from")
+    learning_rate_max: float = option(3e-3, help="highest learning rate of the weights, in search and training")
     shuffles: int = option(20, help="searches of the shuffled control")
     random_genotypes: int = option(8, help="genotypes of the random control")
     session: SessionOptions = group(SessionOptions)
@@ -97,15 +99,19 @@ def _run_seed(config: DemoJobConfig, seed: int, folder: str) -> dict[str, Any]:
     stages.run(
         "extract", lambda: extract.run(extract.ExtractJobConfig(corpus=corpus, out=features, backbones=backbones))
     )
+    common: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "dropout": config.dropout,
+        "weights": WeightSchedule(learning_rate_max=config.learning_rate_max),
+    }
     grid_config = GridConfig(
         seeds=(seed,),
-        # All points in one population, with all of this machine's cores.
+        # All points in one population. One thread: matrices this small gain nothing from a second one.
         pack=16,
         settings=SearchSettings(
             channels=config.channels,
-            threads=cpus,
             device="cpu",
-            search=SearchConfig(epochs=config.epochs, batch_size=config.batch_size, data_seed=seed),
+            search=SearchConfig(epochs=config.epochs, data_seed=seed, **common),
         ),
     )
     searched = stages.run(
@@ -121,7 +127,7 @@ def _run_seed(config: DemoJobConfig, seed: int, folder: str) -> dict[str, Any]:
                 run=run_uri,
                 shuffles=config.shuffles,
                 random_genotypes=config.random_genotypes,
-                found=FoundConfig(epochs=config.found_epochs, batch_size=config.batch_size, data_seed=seed),
+                found=FoundConfig(epochs=config.found_epochs, data_seed=seed, **common),
             )
         ),
     )

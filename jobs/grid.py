@@ -53,7 +53,7 @@ def outcome(out: str, result: GridResult, seconds: float) -> Outcome:
     if hardly:
         lines.append(
             f"the architecture has hardly moved at {len(hardly)} of {len(result.rows)} points (entropies above 0.99 of "
-            "their maximum, genotype still changing): take their genotypes as drawn by chance."
+            "their maximum, genotype still changing): close calls, to be held against random genotypes."
         )
     lines += [*_failures(result), f"run: {out}"]
     return Outcome(payload, "\n".join(lines), PARTLY if result.failed else 0)

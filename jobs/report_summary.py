@@ -284,7 +284,7 @@ def _movement(facts: RunFacts) -> str | None:
     where = "at this point" if len(rows) == 1 else f"at {still} of {len(rows)} points"
     return (
         f"The architecture has hardly moved {where}: entropies above 0.99 of their maximum and a genotype that still "
-        "changed in the last 10 epochs. Take such genotypes as drawn by chance."
+        "changed in the last 10 epochs. Such genotypes are close calls: hold them against those drawn by chance."
     )
 
 

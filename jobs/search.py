@@ -59,7 +59,7 @@ def run(config: SearchJobConfig) -> Outcome:
         *drawing(genotype_from_json(row["genotype"])),
     ]
     if row["hardly_moved"]:
-        lines.append("the architecture has hardly moved: take this genotype as drawn by chance.")
+        lines.append("the architecture has hardly moved: a close call, to be held against random genotypes.")
     return Outcome({"out": config.out, **row}, "\n".join([*lines, f"run: {config.out}"]))
 
 

@@ -100,6 +100,7 @@ class PopulationSearch:
             fused=True,
         )
         self.num_members = len(members)
+        self._members = [(member.temperature, member.num_samples, member.seed) for member in members]
         self.epoch = 0
         self.update = 0
         self.rows: list[Row] = []
@@ -239,6 +240,7 @@ class PopulationSearch:
         """Everything needed to continue, as tensors and plain values (readable with `weights_only=True`)."""
         return {
             "version": STATE_VERSION,
+            "members": self._members,
             "supernet": self.supernet.state_dict(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "architecture_optimizer": self.architecture_optimizer.state_dict(),
@@ -252,12 +254,12 @@ class PopulationSearch:
         """Continue from a state of the same population.
 
         Raises:
-            InputError: a state of another version or of another number of members.
+            InputError: a state of another version, or of members of other temperatures, num_samples or seeds.
         """
         if state.get("version") != STATE_VERSION:
             raise InputError(f"the state has version {state.get('version')}, but this program reads {STATE_VERSION}.")
-        if len(state["progress"]) != self.num_members:
-            raise InputError(f"the state holds {len(state['progress'])} members, but the pack has {self.num_members}.")
+        if [tuple(member) for member in state["members"]] != self._members:
+            raise InputError(f"the state holds the members {state['members']}, but the pack has {self._members}.")
         self.supernet.load_state_dict(state["supernet"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])

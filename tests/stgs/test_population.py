@@ -123,8 +123,9 @@ def test_the_same_search_twice_gives_the_same_bits(build: Build) -> None:
 
 def test_states_that_do_not_fit_are_refused(build: Build) -> None:
     state = build(MEMBERS).state_dict()
-    with pytest.raises(InputError, match="holds 4 members, but the pack has 2"):
-        build(MEMBERS[:2]).load_state_dict(state)
+    for others in (MEMBERS[:2], MEMBERS[::-1]):
+        with pytest.raises(InputError, match=r"the state holds the members .*, but the pack has"):
+            build(others).load_state_dict(state)
     with pytest.raises(InputError, match="version 99"):
         build(MEMBERS).load_state_dict({**state, "version": 99})
 

@@ -104,7 +104,9 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float((differences > 0).mean() + 0.5 * (differences == 0).mean())
 
 
-def fold_scorers(vectors: np.ndarray, fold: np.ndarray, ridge: float) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def fold_scorers(
+    vectors: np.ndarray, fold: np.ndarray, ridge: float
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Per fold: which clips train, which are judged, and the matrix from training targets to scores."""
     scorers = []
     for number in range(FOLDS):
@@ -153,7 +155,9 @@ def permutation_p(
 
 def report_probe(visual: np.ndarray, audio: np.ndarray, categories: np.ndarray, fold: np.ndarray, ridge: float) -> None:
     # Each sense weighs the same in the joint probe, however many features it has.
-    both = np.hstack([standardised(visual) * math.sqrt(audio.shape[1]), standardised(audio) * math.sqrt(visual.shape[1])])
+    both = np.hstack(
+        [standardised(visual) * math.sqrt(audio.shape[1]), standardised(audio) * math.sqrt(visual.shape[1])]
+    )
     scorers = {"visual": fold_scorers(visual, fold, ridge), "audio": fold_scorers(audio, fold, ridge)}
     print(f"{'AUC':20s}   visual    audio     both")
     for question, fakes in QUESTIONS.items():

@@ -87,10 +87,13 @@ def test_a_network_trained_alone_equals_one_trained_beside_others(
     trained: str, tmp_path: Path, source: FeatureSource
 ) -> None:
     point = Point(10.0, 5, "stgs", 1)
-    job = NetworkJob(network_uri(str(tmp_path), GRID, point.id), BOTH, point.seed, point)
-    assert train_networks([job], CONFIG, source, device="cpu", threads=1, progress=False) == {}
-    alone, beside = read_network(job.uri), read_network(network_uri(trained, GRID, point.id))
+    runs = [str(tmp_path / name) for name in ("one", "two")]
+    jobs = [NetworkJob(network_uri(run, GRID, point.id), BOTH, point.seed, point) for run in runs]
+    for job in jobs:
+        assert train_networks([job], CONFIG, source, device="cpu", threads=1, progress=False) == {}
+    alone, again, beside = (read_network(uri) for uri in (*(j.uri for j in jobs), network_uri(trained, GRID, point.id)))
     test = source.load("test")
+    assert (score_clips(alone, test) == score_clips(again, test)).all(), "the same training twice gives the same bits"
     # Batched products of one and of four members round differently, and 12 epochs carry that on.
     np.testing.assert_allclose(score_clips(alone, test), score_clips(beside, test), atol=1e-3)
 

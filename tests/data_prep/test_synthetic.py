@@ -64,8 +64,8 @@ def test_splits_share_neither_subjects_nor_targets() -> None:
     assert not people["train"] & people["dev"]
     assert not (people["train"] | people["dev"]) & people["test"]
     assert all(row["target"] != row["subject"] for row in rows)
-    # Only the real clips, and those whose mouth is the subject's own, borrow nobody.
-    assert {row["method"] for row in rows if row["target"] is None} == {"real", "mouth-transfer"}
+    # Only the real clips, and those whose face is the subject's own, borrow nobody.
+    assert {row["method"] for row in rows if row["target"] is None} == {"real", "reenactment"}
     # The splits are drawn, not cut from the order of the subjects.
     assert {row["subject"] for row in rows if row["split"] == "test"} != {f"subject-{i:03d}" for i in range(8)}
 
@@ -114,7 +114,7 @@ def test_folder_with_another_corpus_is_refused(corpus: tuple[str, list[dict]]) -
         ({"test_subjects": 1}, "1 test subjects"),
         ({"duration_s": 0.2}, "duration_s is 0.2"),
         ({"audio_strength": 1.5}, "audio_strength is 1.5"),
-        ({"visual_strength": -1.0}, "visual_strength is -1.0"),
+        ({"visual_strength": 2.5}, "visual_strength is 2.5"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
@@ -129,14 +129,12 @@ def test_every_file_has_the_same_streams(corpus: tuple[str, list[dict]]) -> None
         with av.open(io.BytesIO(clip_bytes(corpus, row))) as container:
             (video,), (audio,) = container.streams.video, container.streams.audio
             assert len(container.streams) == 2
-            facts.add(
-                (video.codec.name, video.profile, video.pix_fmt, video.width, video.height, video.average_rate)
-                + (video.frames, float(video.duration * video.time_base))
-                + (audio.codec.name, audio.profile, audio.sample_rate, audio.layout.name)
-                + (float(audio.duration * audio.time_base), container.duration)
-            )
+            picture = (video.codec.name, video.profile, video.pix_fmt, video.width, video.height)
+            timing = (video.average_rate, video.frames, float(video.duration * video.time_base), container.duration)
+            sound = (audio.codec.name, audio.profile, audio.sample_rate, audio.layout.name)
+            facts.add((*picture, *timing, *sound, float(audio.duration * audio.time_base)))
     assert len(facts) == 1
-    assert facts.pop()[:8] == ("h264", "High", "yuv420p", 224, 224, 25, 75, 3.0)
+    assert facts.pop()[:9] == ("h264", "High", "yuv420p", 224, 224, 25, 75, 3.0, 3_000_000)
 
 
 def test_loudness_peak_silence_and_size_come_from_the_same_range(corpus: tuple[str, list[dict]]) -> None:
@@ -163,7 +161,7 @@ def test_loudness_does_not_depend_on_what_is_coded() -> None:
     words = synthetic_voices.draw_utterance(rng, 3.0)
     wave = synthetic_voices.speak(voice, words, rng)
     wanted = Levels(rms=0.05, crest=4.0, audio_bit_rate=32_000, video_bit_rate=300_000)
-    for sound in (wave, synthetic_voices.vocode(wave, rng, spread=1.0)):
+    for sound in (wave, synthetic_voices.vocode(wave, rng, strength=1.0)):
         gated = synthetic_voices.gate(sound, voice, words, rng)
         arrived = _arrived(gated, _aim(gated, wanted))
         assert arrived.rms == pytest.approx(wanted.rms, rel=0.01)
@@ -200,19 +198,33 @@ def test_only_the_category_s_senses_are_forged(
     assert forged == senses
 
 
-def test_forgery_stays_within_the_mouth_region() -> None:
-    """Outside the patch a frame of C is pixel by pixel the frame that a real take would have had."""
+def test_forgery_changes_every_frame_and_nothing_outside_the_inner_face() -> None:
     config = SyntheticConfig(num_subjects=4, test_subjects=0, dev_subjects=0, duration_s=1.0)
-    plan = synthetic._plans(config)[0]
+    layers = synthetic._Studio(config, synthetic._plans(config)[0])._layers
     rng = np.random.default_rng(0)
-    layers = synthetic._Studio(config, plan)._layers
-    real = synthetic_takes.mouth_patches(layers, rng.random(25), rng.random(25))
-    made = synthetic_takes.forge(real, real[::-1], rng, strength=1.0)
-    changed = (made != real).any(axis=-1)
-    assert changed.any(axis=(1, 2)).all()
-    assert not changed[:, 0].any()
-    assert not changed[:, :, 0].any()
-    np.testing.assert_array_equal(made[..., 3], real[..., 3])
+    real, donor = (
+        synthetic_takes.inner_faces(layers, rng.random(25), rng.random(25), rng.integers(0, 3, 25)) for _ in range(2)
+    )
+    faces = real.distinct[real.shown]
+    made = synthetic_takes.forge(real, donor, rng, strength=1.0)
+    changed = (made != faces).any(axis=-1)
+    assert changed.mean(axis=(1, 2)).min() > 0.4
+    for border in (changed[:, 0], changed[:, -1], changed[:, :, 0], changed[:, :, -1]):
+        assert not border.any()
+    np.testing.assert_array_equal(made[..., 3], faces[..., 3])
+
+
+def test_forged_face_shows_the_donor_s_mouth() -> None:
+    """At strength 0 nothing else happens: in the middle of the region the forged frame is the donor's."""
+    config = SyntheticConfig(num_subjects=4, test_subjects=0, dev_subjects=0, duration_s=1.0)
+    layers = synthetic._Studio(config, synthetic._plans(config)[0])._layers
+    still, lids = np.full(2, 0.5), np.zeros(2, int)
+    shut = synthetic_takes.inner_faces(layers, np.zeros(2), still, lids)
+    wide = synthetic_takes.inner_faces(layers, np.ones(2), still, lids)
+    made = synthetic_takes.forge(shut, wide, np.random.default_rng(0), strength=0.0).astype(int)
+    mouth = (slice(None), slice(56, 80), slice(40, 64))  # around the mouth, well inside the seam
+    to_donor, to_real = (np.abs(made - faces.distinct[faces.shown])[mouth].mean() for faces in (wide, shut))
+    assert to_donor < 8 < to_real
 
 
 def test_mouth_follows_the_loudness_of_a_real_take_and_not_of_a_fake_one() -> None:
@@ -236,7 +248,7 @@ def test_vocoder_keeps_the_voice_and_destroys_its_phase() -> None:
     rng = np.random.default_rng(5)
     voice, words = synthetic_voices.draw_voice(rng), synthetic_voices.draw_utterance(rng, 3.0)
     wave = synthetic_voices.speak(voice, words, rng)
-    fake = synthetic_voices.vocode(wave, rng, spread=1.0)
+    fake = synthetic_voices.vocode(wave, rng, strength=1.0)
     assert abs(np.corrcoef(wave, fake)[0, 1]) < 0.2
     before, after = (np.abs(synthetic_voices.stft(sound, 512, 128)).ravel() for sound in (wave, fake))
     assert np.corrcoef(before, after)[0, 1] > 0.7

@@ -74,7 +74,13 @@ def make_features(folder: Path, *, strength: float = 1.5, seed: int = 0) -> tupl
             versions={},
             parent=None,
             files={boxes.shard_name(0): digest},
-            extra={"features": FEATURES, "length": LENGTH, "weights": {}, "corpus_config": {}, "manifest": manifest_meta.digest},
+            extra={
+                "features": FEATURES,
+                "length": LENGTH,
+                "weights": {},
+                "corpus_config": {},
+                "manifest": manifest_meta.digest,
+            },
         ),
     )
     return features, manifest

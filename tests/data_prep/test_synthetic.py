@@ -12,6 +12,7 @@ from data_prep import storage, synthetic, synthetic_takes, synthetic_voices
 from data_prep.manifest import CATEGORY_FOLDERS, MANIFEST_COLUMNS, resolve_path
 from data_prep.storage import InputError
 from data_prep.synthetic import SyntheticConfig, make_corpus
+from data_prep.synthetic_encoding import Levels, _aim, _arrived
 
 SMALL = SyntheticConfig(num_subjects=4, test_subjects=2, dev_subjects=0, seed=7)
 
@@ -152,21 +153,22 @@ def test_loudness_peak_silence_and_size_come_from_the_same_range(corpus: tuple[s
         assert 120_000 < len(data) < 145_000
 
 
-def test_loudness_does_not_depend_on_what_is_coded() -> None:
-    """A natural and a vocoded voice arrive with the loudness, peak and rate that were wanted."""
-    from data_prep.synthetic_encoding import Levels, _aim, _arrived
-
-    rng = np.random.default_rng(3)
-    voice = synthetic_voices.draw_voice(rng)
-    words = synthetic_voices.draw_utterance(rng, 3.0)
-    wave = synthetic_voices.speak(voice, words, rng)
+def test_loudness_peak_and_rate_arrive_whatever_is_coded() -> None:
+    """As wanted within the coder's own scatter, natural voices like vocoded ones."""
     wanted = Levels(rms=0.05, crest=4.0, audio_bit_rate=32_000, video_bit_rate=300_000)
-    for sound in (wave, synthetic_voices.vocode(wave, rng, strength=1.0)):
-        gated = synthetic_voices.gate(sound, voice, words, rng)
-        arrived = _arrived(gated, _aim(gated, wanted))
-        assert arrived.rms == pytest.approx(wanted.rms, rel=0.01)
-        assert arrived.crest == pytest.approx(wanted.crest, rel=0.05)
-        assert arrived.audio_bit_rate == pytest.approx(wanted.audio_bit_rate, rel=0.02)
+    arrived = []
+    for take in range(8):
+        rng = np.random.default_rng([3, take])
+        voice, words = synthetic_voices.draw_voice(rng), synthetic_voices.draw_utterance(rng, 3.0)
+        wave = synthetic_voices.speak(voice, words, rng)
+        for sound in (wave, synthetic_voices.vocode(wave, rng, strength=1.0)):
+            gated = synthetic_voices.gate(sound, voice, words, rng)
+            levels = _arrived(gated, _aim(gated, wanted))
+            arrived.append((levels.rms / wanted.rms, levels.crest / wanted.crest, levels.audio_bit_rate / 32_000))
+    ratios = np.array(arrived).reshape(8, 2, 3)
+    assert np.abs(ratios - 1).max(axis=(0, 1)) == pytest.approx([0, 0, 0], abs=0.07)
+    # Without the corrections rates arrive 3 % too high, and the peaks of natural voices 1 % higher than the others'.
+    np.testing.assert_allclose(ratios.mean(axis=0), 1, atol=0.02)
 
 
 def studio(monkeypatch: pytest.MonkeyPatch, forged: list[str], swaps: str = "C") -> synthetic._Studio:

@@ -75,7 +75,9 @@ def _arrived(sound: np.ndarray, aimed: Levels) -> Levels:
     """What comes out if `sound` is encoded with the aimed levels; of the video's rate, nothing new."""
     file = io.BytesIO()
     with _open_mp4(file) as container:
-        packets = _audio_packets(_add_audio(container, aimed.audio_bit_rate), limit(sound, rms=aimed.rms, crest=aimed.crest))
+        packets = _audio_packets(
+            _add_audio(container, aimed.audio_bit_rate), limit(sound, rms=aimed.rms, crest=aimed.crest)
+        )
         size = sum(packet.size for packet in packets)
         container.mux(packets)
     file.seek(0)

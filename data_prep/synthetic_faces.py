@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 CANVAS = 224
+FACE_BOX = (60, 80, 164, 176)
+"""Left, top, right, bottom of the inner face, brows to chin, in which whatever moves lies, for every subject."""
 _OVER = 2  # layers are drawn at this multiple and reduced, which gives smooth outlines
 OPEN_LEVELS = 12
 WIDTH_LEVELS = 3
@@ -294,4 +296,3 @@ def _backdrop(traits: FaceTraits) -> Image.Image:
     shoulder = CANVAS / 2 + traits.half_height + 8
     pen.ellipse(CANVAS / 2, shoulder + 52, 96, 52, traits.clothes)
     return image.resize((CANVAS, CANVAS), Image.Resampling.BOX)
-

@@ -35,8 +35,8 @@ class DemoJobConfig:
 
     out: str = option(help="folder for everything the demo makes")
     seeds: tuple[int, ...] = option((0,), help="seeds; each makes its own corpus and runs the whole job on it")
-    num_subjects: int = option(96, help="drawn people, each with a clip of every category")
-    dev_subjects: int = option(16, help="people whose clips choose architectures, epochs and thresholds")
+    num_subjects: int = option(104, help="drawn people, each with a clip of every category")
+    dev_subjects: int = option(24, help="people whose clips choose architectures, epochs and thresholds")
     test_subjects: int = option(24, help="people whose clips are read once, at the end")
     backbone: str = option("resnet18", help="architecture of both backbones")
     channels: int = option(32, help="width C of the fusion networks")

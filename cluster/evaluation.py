@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from cluster.controls import AUDIO, CONTROLS, GRID, RANDOM, SHUFFLED, VISUAL, arm_uri
 from cluster.features import FeatureSource, Split
 from cluster.found_loop import StoredNetwork, provenance, read_network
+from cluster.grid import GRID_NAME, read_grid
 from data_prep import boxes, storage
 from data_prep.storage import InputError
 from stgs import metrics
@@ -88,7 +89,9 @@ def evaluate_run(
                     progress(1)
             content = _metrics(networks, scores, part, resamples, seed)
             results[name] = _commit(run, name, {"dataset": name, "digests": made, **content}, scores, part)
-    return {name: result for name, result in results.items() if result is not None}
+    complete = {name: result for name, result in results.items() if result is not None}
+    _add_to_grid(run, complete)
+    return complete
 
 
 def score_clips(stored: StoredNetwork, clips: Split) -> Floats:
@@ -208,6 +211,18 @@ def _standing(run: str, dataset: str, made: Mapping[str, str]) -> dict[str, Any]
             "a new run, since test is read once."
         )
     return content
+
+
+def _add_to_grid(run: str, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put the AUC of the points' trained networks on dev and test into grid.parquet; null where there is none."""
+    rows = read_grid(run)
+    for row in rows:
+        for dataset, result in results.items():
+            network = result["networks"].get(f"{GRID}/{row['id']}")
+            row["network_dev_auc"] = network["dev_auc"] if network else None
+            for bound in ("value", "low", "high"):
+                row[f"test_auc_{bound}.{dataset}"] = network["auc"][bound] if network else None
+    storage.write(storage.join(run, GRID_NAME), boxes.table_bytes(pa.Table.from_pylist(rows)))
 
 
 def _commit(

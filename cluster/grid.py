@@ -29,6 +29,7 @@ from stgs.search_space import SearchSpace, search_space
 from stgs.supernet import Member
 
 SENSES = ("both", "visual", "audio")
+GRID_NAME = "grid.parquet"
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -132,13 +133,20 @@ def run_grids(
     """Search every point of every grid on Ray Tune, all packs side by side; needs `cluster.session.connect`.
 
     grids: directory of the run -> its settings. resume: continue runs that stand. title: of the progress bar. Returns
-    the results by directory. Raises InputError where a run was begun with other settings, features or splits, or where
-    the cluster cannot hold one trial.
+    the results by directory.
+
+    Raises:
+        KeyboardInterrupt: the search was stopped before its end; it can be resumed.
+        InputError: a run was begun with other settings, features or splits, or the cluster cannot hold one trial.
     """
     begun = {out: _begin(out, config, source, resume) for out, config in grids.items()}
     trials = [(job, pack) for job, packs in begun.values() for pack in _unfinished(job.run, packs)]
     failed = search_with_tune(trials, source, title=title, progress=progress) if trials else {}
-    return {out: gather(job.run, packs, failed) for out, (job, packs) in begun.items()}
+    results = {out: gather(job.run, packs, failed) for out, (job, packs) in begun.items()}
+    if any(len(result.rows) + len(result.failed) < len(grids[out].points()) for out, result in results.items()):
+        # Tune ends orderly when it is interrupted, as if it had finished.
+        raise KeyboardInterrupt
+    return results
 
 
 def run_single(
@@ -234,14 +242,14 @@ def gather(run: str, packs: Sequence[Pack], errors: Failures) -> GridResult:
                 }
             )
     if rows:
-        storage.write(storage.join(run, "grid.parquet"), boxes.table_bytes(pa.Table.from_pylist(rows)))
+        storage.write(storage.join(run, GRID_NAME), boxes.table_bytes(pa.Table.from_pylist(rows)))
     return GridResult(run, rows, failed)
 
 
 def read_grid(run: str) -> list[dict[str, Any]]:
     """The rows of a run's grid.parquet. Raises InputError if the run has none yet."""
     try:
-        return boxes.read_table(storage.join(run, "grid.parquet")).to_pylist()
+        return boxes.read_table(storage.join(run, GRID_NAME)).to_pylist()
     except FileNotFoundError:
         raise InputError(f"{run} has no results yet; run 'stgs grid --resume' on it first.") from None
 

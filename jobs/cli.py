@@ -98,7 +98,9 @@ def run_command(name: str, run: Callable[[Any], Outcome], argv: Sequence[str] | 
     except _input_errors() as error:
         return _end(name, str(error), WRONG_USE, as_json)
     except KeyboardInterrupt:
-        return _end(name, "stopped; the same command goes on where it stopped.", STOPPED, as_json)
+        return _end(
+            name, "stopped; run it again to go on where it stopped (search and grid: with --resume).", STOPPED, as_json
+        )
     except Exception as error:  # the last resort of a command: shown in full, and the exit code says so
         traceback.print_exc()
         return _end(name, f"failed: {type(error).__name__}: {error}", FAILED, as_json)

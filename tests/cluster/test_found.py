@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster.attempts import Point
@@ -25,8 +26,8 @@ from cluster.controls import (
 from cluster.evaluation import choose, evaluate_run, network_uris, score_clips
 from cluster.features import FeatureSource, open_features
 from cluster.found_loop import NetworkJob, read_network, train_networks
-from cluster.grid import GridConfig, SearchSettings
-from data_prep import boxes
+from cluster.grid import GridConfig, SearchSettings, read_grid
+from data_prep import boxes, storage
 from data_prep.storage import InputError
 from stgs.config import FoundConfig
 from stgs.genotype import CellGene, Genotype, StepGene, genotype_from_json
@@ -63,6 +64,8 @@ def trained(ray_session: None, tmp_path_factory: pytest.TempPathFactory, source:
     jobs.append(NetworkJob(network_uri(run, AUDIO, points[0].id), ONLY_AUDIO, 0, points[0]))
     jobs += [NetworkJob(network_uri(run, SHUFFLED, point.id), BOTH, 0, point) for point in shuffled]
     assert train_networks(jobs, CONFIG, source, device="cpu", threads=1, progress=False) == {}
+    rows = [{"id": point.id, **asdict(point)} for point in points]
+    storage.write(storage.join(run, "grid.parquet"), boxes.table_bytes(pa.Table.from_pylist(rows)))
     return run
 
 
@@ -115,6 +118,11 @@ def test_evaluation_reads_test_once(trained: str, source: FeatureSource) -> None
     table = boxes.read_table(f"{trained}/evaluation/planted/scores.parquet")
     scores, labels = table[result["found"]].to_numpy(), table["label"].to_numpy()
     assert auc(scores, labels) == network["auc"]["value"]
+
+    for row in read_grid(trained):
+        network = result["networks"][f"grid/{row['id']}"]
+        assert row["network_dev_auc"] == network["dev_auc"]
+        assert row["test_auc_low.planted"] == network["auc"]["low"]
 
     assert evaluate_run(trained, source, progress=steps.append)["planted"] == result
     assert len(steps) == 5, "the second evaluation reads what stands"

@@ -17,7 +17,7 @@ from cluster import shards
 from data_prep import boxes, storage
 from data_prep.boxes import Meta
 from data_prep.storage import InputError
-from stgs.backbones import BackboneConfig, FeatureExtractor, weights_digest
+from stgs.backbones import BackboneConfig, FeatureExtractor, fetch_weights, weights_digest
 
 LABEL_COLUMNS = ("clip_id", "label", "category", "dataset", "subject", "target", "method", "augmentation")
 DEVICES = ("auto", "cpu", "cuda")
@@ -62,6 +62,7 @@ def extract(
     config = _absolute_paths(config)
     weights = {sense: weights_digest(getattr(config, f"{sense}_weights")) for sense in ("visual", "audio")}
     how = {"device": device, "threads": threads, "weights": weights}
+    fetch_weights(config)
     boxes.begin(out, boxes.FEATURES, asdict(config) | how, corpus.digest, resume=True)
     if storage.exists(storage.join(out, boxes.META_NAME)):
         return boxes.read_meta(out, boxes.FEATURES)

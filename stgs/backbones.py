@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 import torchvision
@@ -115,7 +116,24 @@ def build_resnet(architecture: str, weights: str, in_channels: int) -> nn.Module
 
 def _imagenet_state(architecture: str) -> dict[str, Tensor]:
     weights = torchvision.models.get_model_weights(architecture).DEFAULT
-    return weights.get_state_dict(check_hash=True)
+    try:
+        return weights.get_state_dict(check_hash=True)
+    except URLError as error:
+        raise InputError(
+            f"the imagenet weights of {architecture} cannot be downloaded ({error.reason}); give a file with a state "
+            "dict, or random:SEED for untrained ones."
+        ) from None
+
+
+def fetch_weights(config: BackboneConfig) -> None:
+    """Download the `imagenet` weights of a configuration to torch's cache, unless they are there.
+
+    So that a machine without a network says so at once, and actors on one machine do not download side by side. Raises
+    InputError if they cannot be had.
+    """
+    for sense in ("visual", "audio"):
+        if getattr(config, f"{sense}_weights") == "imagenet":
+            _imagenet_state(getattr(config, sense))
 
 
 def _file_state(path: str) -> dict[str, Tensor]:

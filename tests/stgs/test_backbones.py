@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from stgs.backbones import (
     BackboneConfig,
     FeatureExtractor,
     build_resnet,
+    fetch_weights,
     weights_digest,
 )
 from stgs.config import InputError
@@ -270,3 +272,13 @@ def test_features_beyond_half_precision_are_refused(extractor: FeatureExtractor)
     loud.audio.bn1.weight.mul_(1e6)
     with pytest.raises(InputError, match=r"'audio\.layer2' reaches"):
         loud(*clips(1))
+
+
+def test_imagenet_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(InputError, match=r"resnet18 cannot be downloaded \(no network\); give a file"):
+        fetch_weights(BackboneConfig(visual="resnet18", visual_weights="imagenet", audio_weights="random:0"))
+    fetch_weights(BackboneConfig(visual_weights="random:0", audio_weights="random:0"))

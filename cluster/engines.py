@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.attempts import Pack, read_heartbeat, read_pack
 from cluster.features import FeatureSource, Split
 from cluster.search_loop import PackJob, search_pack
+from cluster.session import keep_signal_handlers
 from cluster.shards import progress_bar
 from data_prep.storage import InputError
 
@@ -33,25 +35,37 @@ Trial = tuple[PackJob, Pack]
 Failures = dict[tuple[str, str], str]
 
 
-class _Bar:
-    """Progress over epochs of points, from the reports of trials that may start again."""
-
-    def __init__(self, bar: Any) -> None:
-        self.bar, self.done = bar, dict[Pack, int]()
-
-    def reached(self, pack: Pack, epoch: int, dev_auc: float) -> None:
-        before, now = self.done.get(pack, 0), epoch * len(pack.points)
-        if now > before:
-            self.done[pack] = now
-            self.bar.set_postfix(dev_auc=f"{dev_auc:.3f}", refresh=False)
-            self.bar.update(now - before)
-
-
 @contextlib.contextmanager
-def _bar(title: str, trials: Sequence[Trial], shown: bool) -> Iterator[_Bar]:
+def _bar(title: str, trials: Sequence[Trial], shown: bool) -> Iterator[None]:
+    """A progress bar over epochs of points, moved by the packs' heartbeats, whichever engine searches them.
+
+    Callbacks of Ray Train run in a process of their own, and those of Tune must survive pickling: neither can hold it.
+    """
     total = sum(job.config.epochs * len(pack.points) for job, pack in trials)
+    done = threading.Event()
+
     with progress_bar(title, total, "epoch", shown) as bar:
-        yield _Bar(bar)
+
+        def look() -> None:
+            beats = [(read_heartbeat(job.run, pack), pack) for job, pack in trials]
+            started = [(facts, pack) for facts, pack in beats if facts is not None]
+            if started:
+                bar.set_postfix(dev_auc=f"{max(facts['dev_auc'] for facts, _ in started):.3f}", refresh=False)
+                bar.update(max(sum(facts["epoch"] * len(pack.points) for facts, pack in started) - bar.n, 0))
+
+        def follow() -> None:
+            # Looking takes the longer the more packs there are; it must not become the driver's main work.
+            while not done.wait(HEARTBEAT_SECONDS * max(1.0, len(trials) / 10)):
+                look()
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            look()
 
 
 def search_with_tune(trials: Sequence[Trial], source: FeatureSource, *, title: str, progress: bool) -> Failures:
@@ -65,8 +79,9 @@ def search_with_tune(trials: Sequence[Trial], source: FeatureSource, *, title: s
     space = {"trial": ray.tune.grid_search([{"number": n, "pack": pack.name} for n, (_, pack) in enumerate(trials)])}
     with (
         tempfile.TemporaryDirectory(prefix="stgs-tune-") as scratch,
-        _bar(title, trials, progress) as bar,
+        _bar(title, trials, progress),
         _own_output(),
+        keep_signal_handlers(signal.SIGINT, signal.SIGUSR1),
     ):
         results = ray.tune.Tuner(
             trainable,
@@ -78,7 +93,6 @@ def search_with_tune(trials: Sequence[Trial], source: FeatureSource, *, title: s
                 name="grid",
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[_TuneProgress(bar, [pack for _, pack in trials])],
                 failure_config=ray.tune.FailureConfig(max_failures=TRIAL_FAILURES),
             ),
         ).fit()
@@ -89,17 +103,6 @@ def search_with_tune(trials: Sequence[Trial], source: FeatureSource, *, title: s
         for result in found
         if result.error and result.config is not None
     }
-
-
-class _TuneProgress(ray.tune.Callback):
-    def __init__(self, bar: _Bar, packs: Sequence[Pack]) -> None:
-        self.bar, self.packs = bar, packs
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        if "epoch" in result:
-            self.bar.reached(self.packs[trial.config["trial"]["number"]], result["epoch"], result["dev_auc"])
 
 
 def _trial(config: dict[str, Any], *, jobs: Sequence[PackJob], train: Split, dev: Split) -> None:
@@ -115,8 +118,7 @@ def search_with_train(trial: Trial, source: FeatureSource, *, progress: bool) ->
     data = ray.put(source.load_splits(("train", "dev")))
     with (
         tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch,
-        _bar("search", [trial], progress) as bar,
-        _followed_by_heartbeat(trial, bar),
+        _bar("search", [trial], progress),
         _own_output(),
     ):
         trainer = TorchTrainer(
@@ -138,27 +140,6 @@ def search_with_train(trial: Trial, source: FeatureSource, *, progress: bool) ->
         except ray.train.TrainingFailedError as error:
             return {(job.run, pack.name): str(error)}
     return {}
-
-
-@contextlib.contextmanager
-def _followed_by_heartbeat(trial: Trial, bar: _Bar) -> Iterator[None]:
-    """Move the bar by the pack's heartbeat meanwhile: Ray Train's callbacks run in a process of their own."""
-    job, pack = trial
-    done = threading.Event()
-
-    def follow() -> None:
-        while not done.wait(HEARTBEAT_SECONDS):
-            facts = read_heartbeat(job.run, pack)
-            if facts is not None:
-                bar.reached(pack, facts["epoch"], facts["dev_auc"])
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def _train_worker(config: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def _initialise(address: str, num_cpus: int | None, verbose: bool) -> None:
             include_dashboard=False,
             object_store_memory=_object_store_bytes(),
         )
-    with _keep_signal_handler(signal.SIGTERM):
+    with keep_signal_handlers(signal.SIGTERM):
         try:
             ray.init(**settings)
         except ConnectionError as error:
@@ -211,13 +211,17 @@ def _python_messages_to(log: TextIO) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _keep_signal_handler(signum: int) -> Iterator[None]:
-    """ray.init installs its own SIGTERM handler, which exits with a code that means 'failed'; put ours back."""
+def keep_signal_handlers(*signums: int) -> Iterator[None]:
+    """Put our handlers of these signals back afterwards: Ray installs its own and leaves them.
+
+    After `ray.init` SIGTERM would exit with a code that means 'failed', after a Tune run SIGINT would do nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signum)
+    before = {signum: signal.getsignal(signum) for signum in signums}
     try:
         yield
     finally:
-        signal.signal(signum, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -14,7 +14,7 @@ from jobs import demo, score
 from jobs.cli import PARTLY, Outcome
 
 CONFIG: dict[str, Any] = {
-    "num_subjects": 8,
+    "num_subjects": 6,
     "dev_subjects": 2,
     "test_subjects": 2,
     "channels": 8,
@@ -42,11 +42,11 @@ def test_demo_runs_to_the_report(out: Path, outcome: Outcome) -> None:
     assert seed["points"] == 16
     assert seed["random"]["count"] == 1
     assert seed["shuffled"]["count"] == 2
-    # One epoch on 16 clips proves nothing, and the exit code must say so exactly where the interval or chance does.
+    # One epoch on 8 clips proves nothing, and the exit code must say so exactly where the interval or chance does.
     assert (outcome.exit_code == 0) == (seed["difference"]["low"] > 0 and seed["shuffled"]["at_chance"])
     assert Path(seed["report"]).read_text().lower().startswith("<!doctype html>")
     corpus = boxes.read_meta(str(out / "seed-0" / "corpus"), boxes.CORPUS)
-    assert corpus.counts["clips"] == 32, "every drawn face is found"
+    assert corpus.counts["clips"] == 24, "every drawn face is found"
     for line in ("AUC on test, temperature by num_samples:", "random genotypes:", "shuffled labels:", "cell1:"):
         assert line in outcome.text
 

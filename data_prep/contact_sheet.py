@@ -68,7 +68,7 @@ def _row_size(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
 def _draw_row(sheet: Image.Image, top: int, row: Mapping[str, Any]) -> None:
     draw = ImageDraw.Draw(sheet)
     text = (
-        f"{row['category']}  {row['clip_id']}   {row['duration_s']:.1f} s, leading silence "
+        f"{' '.join(filter(None, (row['category'], row['clip_id'])))}   {row['duration_s']:.1f} s, leading silence "
         f"{row['leading_silence_s']:.2f} s, face scores {row['face_score'].min():.2f} to {row['face_score'].max():.2f}"
     )
     draw.text((2, top + 2), text, fill="black", font=ImageFont.load_default(12))

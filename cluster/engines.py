@@ -29,6 +29,8 @@ from data_prep.storage import InputError
 MAX_CONCURRENT_TRIALS = 32
 TRIAL_FAILURES = 3
 HEARTBEAT_SECONDS = 1.0
+# Tune and Train take these for themselves while they run.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1)
 
 Trial = tuple[PackJob, Pack]
 # (run, name of the pack) -> why its search failed.
@@ -81,7 +83,7 @@ def search_with_tune(trials: Sequence[Trial], source: FeatureSource, *, title: s
         tempfile.TemporaryDirectory(prefix="stgs-tune-") as scratch,
         _bar(title, trials, progress),
         _own_output(),
-        keep_signal_handlers(signal.SIGINT, signal.SIGUSR1),
+        keep_signal_handlers(*STOP_SIGNALS),
     ):
         results = ray.tune.Tuner(
             trainable,
@@ -120,6 +122,7 @@ def search_with_train(trial: Trial, source: FeatureSource, *, progress: bool) ->
         tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch,
         _bar("search", [trial], progress),
         _own_output(),
+        keep_signal_handlers(*STOP_SIGNALS),
     ):
         trainer = TorchTrainer(
             _train_worker,

@@ -214,7 +214,7 @@ def _python_messages_to(log: TextIO) -> Iterator[None]:
 def keep_signal_handlers(*signums: int) -> Iterator[None]:
     """Put our handlers of these signals back afterwards: Ray installs its own and leaves them.
 
-    After `ray.init` SIGTERM would exit with a code that means 'failed', after a Tune run SIGINT would do nothing.
+    After `ray.init` SIGTERM would exit with a code that means 'failed', after Tune or Train SIGINT would do nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cluster.controls import AUDIO, CONTROLS, GRID, RANDOM, SHUFFLED, VISUAL, arm_uri
 from cluster.features import FeatureSource, Split
-from cluster.found_loop import StoredNetwork, provenance, read_network
+from cluster.found_loop import StoredNetwork, read_network
 from cluster.grid import GRID_NAME, read_grid
 from data_prep import boxes, storage
 from data_prep.storage import InputError
@@ -78,7 +78,8 @@ def evaluate_run(
     results = {name: _standing(run, name, made) for name in names}
     missing = [name for name in names if results[name] is None]
     if missing:
-        networks = {name: _checked(read_network(uri), source) for name, uri in uris.items()}
+        expected = {"features_digest": features, "split_digest": split}
+        networks = {name: _checked(read_network(uri), expected) for name, uri in uris.items()}
         for name in missing:
             chosen = [index for index, dataset in enumerate(test.clips["dataset"]) if dataset == name]
             part = _subset(test, chosen)
@@ -102,9 +103,8 @@ def score_clips(stored: StoredNetwork, clips: Split) -> Floats:
     return predict(stored.network, ClipSet(features.columns, clips.labels, members=1, balance=balance))[0]
 
 
-def _checked(stored: StoredNetwork, source: FeatureSource) -> StoredNetwork:
-    expected = provenance(source)
-    for key in ("features_digest", "split_digest"):
+def _checked(stored: StoredNetwork, expected: Mapping[str, str]) -> StoredNetwork:
+    for key in expected:
         if stored.facts["provenance"][key] != expected[key]:
             raise InputError(
                 f"{stored.uri} was trained with {key} {stored.facts['provenance'][key]}, but these features have "

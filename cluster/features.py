@@ -80,7 +80,7 @@ class FeatureSource:
         Raises:
             InputError: a damaged part, a clip that the manifest does not know or calls something else, an empty split.
         """
-        return self._split(split, self.columns())
+        return self.load_splits((split,))[split]
 
     def columns(self) -> pa.Table:
         """All parts of the box as one table; each part's sha256 is checked."""

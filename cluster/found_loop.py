@@ -135,7 +135,7 @@ def _fit(
     training = FoundTraining(genotype, [seed for seed, _ in members], config=config, device=device, **clips)
     while not training.finished:
         training.run_epoch()
-    thresholds = training.thresholds()
+    thresholds, network = training.thresholds(), training.best_network()
     seconds = (time.perf_counter() - start) / len(members)
     for job in jobs:
         index = members.index((job.seed, job.shuffle_seed))
@@ -155,7 +155,7 @@ def _fit(
             "seconds": seconds,
             "provenance": facts,
         }
-        weights = member_weights(training.best_network(), index)
+        weights = member_weights(network, index)
         storage.write(job.uri, safetensors.torch.save(weights, {METADATA_KEY: json.dumps(metadata)}))
 
 

@@ -5,7 +5,8 @@ Shapes: P members, N clips of the split, B of the batch, L positions, C channels
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from stgs.bilevel import Batch
 from stgs.config import require
 from stgs.losses import class_weights
+from stgs.parallel import SINGLE, Workers
 
 
 class ClipSet:
@@ -49,18 +51,58 @@ class ClipSet:
         require(bool(np.isin(labels, (0, 1)).all()), f"labels hold {np.unique(labels).tolist()}, but only 0 and 1 are.")
         for name, column in columns.items():
             require(len(column) == count, f"feature {name!r} has {len(column)} clips, but there are {count} labels.")
-        self.features = {name: _positions_first(name, column, device) for name, column in columns.items()}
+        # Name -> [N, L, C] or [N, C], parts of `_groups`.
+        self.features: dict[str, Tensor] = {}
+        self._groups = self._joined(columns, device)
         self.labels = torch.as_tensor(np.broadcast_to(labels, (members, count)).copy(), device=device)
         self.class_weights = class_weights(self.labels) if balance is None else balance.to(device)
+
+    def _joined(
+        self, columns: Mapping[str, NDArray[np.float16]], device: torch.device | str
+    ) -> list[tuple[list[str], Tensor]]:
+        """Columns of one length side by side, [N, L, sum of C] or [N, sum of C], so that they are gathered at once."""
+        alike: dict[tuple[int, ...], list[str]] = {}
+        for name, column in columns.items():
+            alike.setdefault(column.shape[2:], []).append(name)
+        groups = []
+        for names in alike.values():
+            group = torch.as_tensor(np.concatenate([_half(name, columns[name]) for name in names], axis=-1)).to(device)
+            parts = group.split([columns[name].shape[1] for name in names], dim=-1)
+            self.features |= dict(zip(names, parts, strict=True))
+            groups.append((names, group))
+        return groups
+
+    def of_members(self, positions: Sequence[int]) -> ClipSet:
+        """The same clips with the labels of the members at `positions`, in this order; the features are shared."""
+        part = copy.copy(self)
+        where = torch.tensor(positions, device=self.labels.device)
+        part.labels = self.labels.index_select(0, where)
+        part.class_weights = self.class_weights.index_select(0, where)
+        return part
 
     def __len__(self) -> int:
         return self.labels.shape[1]
 
-    def batch(self, index: NDArray[np.int64]) -> Batch:
-        """The clips at `index` [B], as float32."""
-        where = torch.as_tensor(index, device=self.labels.device)
-        features = {name: column.index_select(0, where).float() for name, column in self.features.items()}
-        return Batch(features, self.labels.index_select(1, where), self.class_weights)
+    def batch(self, index: NDArray[np.int64] | Tensor, workers: Workers = SINGLE) -> Batch:
+        """This worker's share of the clips at `index`, those of the whole batch, as float32.
+
+        An index on the clips' device spares an update the wait for its transfer.
+
+        Raises:
+            InputError: fewer clips than workers.
+        """
+        require(
+            len(index) >= workers.world,
+            f"a batch holds {len(index)} clips, but there are {workers.world} workers; take a larger batch_size or "
+            "fewer workers.",
+        )
+        where = workers.share(torch.as_tensor(index, device=self.labels.device))
+        features: dict[str, Tensor] = {}
+        for names, group in self._groups:
+            sizes = [self.features[name].shape[-1] for name in names]
+            parts = group.index_select(0, where).float().split(sizes, dim=-1)
+            features |= dict(zip(names, parts, strict=True))
+        return Batch(features, self.labels.index_select(1, where), self.class_weights, clips=len(index))
 
 
 def require_features(clips: ClipSet, features: Mapping[str, int], length: int) -> None:
@@ -79,10 +121,9 @@ def require_features(clips: ClipSet, features: Mapping[str, int], length: int) -
         )
 
 
-def _positions_first(name: str, column: NDArray[np.float16], device: torch.device | str) -> Tensor:
-    """[N, C, L] -> [N, L, C], once, so that a gathered batch is contiguous for the matrix products."""
+def _half(name: str, column: NDArray[np.float16]) -> NDArray[np.float16]:
+    """[N, C, L] -> [N, L, C], positions first, as the matrix products read them; a vector [N, C] as it is."""
     with np.errstate(over="ignore"):
-        half = np.array(column, dtype=np.float16)
+        half = column.astype(np.float16, copy=False)
     require(bool(np.isfinite(half).all()), f"feature {name!r} holds values that are not finite in float16.")
-    tensor = torch.as_tensor(half)
-    return (tensor.transpose(1, 2) if tensor.dim() == 3 else tensor).contiguous().to(device)
+    return half.swapaxes(1, 2) if half.ndim == 3 else half

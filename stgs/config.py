@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+TEMPERATURE_SCHEDULES = ("constant", "linear", "exponential")
 
 
 class InputError(ValueError):
@@ -53,7 +56,10 @@ class SearchConfig:
     architecture updates evenly between an epoch's weight updates, `epoch` puts them after all of them (the released
     order). warmup_epochs: first epochs without architecture updates. clip_norm: largest gradient norm of a member's
     weights, 0 for none. patience: epochs without movement before a member stops early. data_seed: order of the
-    batches, shared by all members.
+    batches, shared by all members. temperature_schedule: `constant` as in the paper, or `linear` or `exponential` from
+    a member's temperature at the start to `final_temperature` at the end. parameter_weight: weight of the expected
+    parameters in the architecture's loss, 0 for none (see `stgs.cost`). max_parameters: largest found network that
+    decoding may give, in parameters without the classifier, 0 for no limit.
     """
 
     epochs: int = 30
@@ -71,11 +77,23 @@ class SearchConfig:
     clip_norm: float = 0.0
     patience: int = 24
     data_seed: int = 0
+    temperature_schedule: str = "constant"
+    final_temperature: float = 1.0
+    parameter_weight: float = 0.0
+    max_parameters: int = 0
 
     def __post_init__(self) -> None:
         for field in ("epochs", "batch_size", "patience"):
             require_at_least(field, getattr(self, field), 1)
-        for field in ("warmup_epochs", "clip_norm", "architecture_weight_decay", "initial_logit_scale"):
+        for field in (
+            "warmup_epochs",
+            "clip_norm",
+            "architecture_weight_decay",
+            "initial_logit_scale",
+            "parameter_weight",
+            "max_parameters",
+            "data_seed",
+        ):
             require_at_least(field, getattr(self, field), 0)
         require(
             self.architecture_learning_rate > 0,
@@ -84,6 +102,14 @@ class SearchConfig:
         for field in ("dropout", "attention_dropout", "architecture_beta1", "architecture_beta2"):
             value = getattr(self, field)
             require(0 <= value < 1, f"{field} is {value}, but it must lie in [0, 1).")
+        require(
+            0 < self.final_temperature < math.inf,
+            f"final_temperature is {self.final_temperature}, but it must be finite and above 0.",
+        )
+        require(
+            self.temperature_schedule in TEMPERATURE_SCHEDULES,
+            f"temperature_schedule is {self.temperature_schedule!r}; choose one of {', '.join(TEMPERATURE_SCHEDULES)}.",
+        )
         require(self.alternate in ("spread", "epoch"), f"alternate is {self.alternate!r}; choose 'spread' or 'epoch'.")
 
 
@@ -101,6 +127,7 @@ class FoundConfig:
     def __post_init__(self) -> None:
         require_at_least("epochs", self.epochs, 1)
         require_at_least("batch_size", self.batch_size, 1)
+        require_at_least("data_seed", self.data_seed, 0)
         for field in ("dropout", "attention_dropout"):
             value = getattr(self, field)
             require(0 <= value < 1, f"{field} is {value}, but it must lie in [0, 1).")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, cat, nn
 
 from stgs.genotype import Genotype
-from stgs.layers import ForwardContext, Head, Reshape, Tail
+from stgs.layers import ForwardContext, Head, Reshape, Tail, dropout_probabilities, reshape_features
 from stgs.operations import OperationShape, build_operation
 from stgs.streams import seed_tensor
 
@@ -53,16 +53,20 @@ class FoundNetwork(nn.Module):
             for number, cell in enumerate(genotype.cells, start=1)
         )
         self.head = Head(seeds, len(genotype.cells), channels, length)
+        self._dropouts = dropout_probabilities(self)
 
     def forward(self, features: Mapping[str, Tensor], context: ForwardContext) -> Tensor:
         """Logits of 'fake'.
 
         features: name -> [B, L, C_f] or [B, C_f], float32. Returns [P, B].
         """
-        nodes = {
-            name: layer(features[name], context)
-            for name, layer in zip(self.genotype.used_features, self.reshape, strict=True)
-        }
+        clips = len(features[self.genotype.used_features[0]])
+        context = context.with_masks(self._dropouts, (clips, self.genotype.length, self.genotype.channels))
+        used = self.genotype.used_features
+        nodes: dict[str, Tensor] = {}
+        given = [features[name] for name in used]
+        for indices, group in reshape_features(list(self.reshape), given, context):  # type: ignore[arg-type]
+            nodes |= {used[index]: node for index, node in zip(indices, group.unbind(), strict=True)}
         cells = []
         for number, cell in enumerate(self.genotype.cells):
             states = {"in1": nodes[cell.inputs[0]], "in2": nodes[cell.inputs[1]]}

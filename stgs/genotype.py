@@ -137,27 +137,47 @@ def genotype_from_json(text: str, source: str = "genotype") -> Genotype:
     return genotype_from_dict(value, source)
 
 
-def _layers(genotype: Genotype) -> Iterator[tuple[str, int, int]]:
-    """(part, parameters, multiply-accumulates a clip) of every layer but the classifier."""
-    width, length = genotype.channels, genotype.length
-    plane = width * length
-    for name in genotype.used_features:
-        size = genotype.features[name]
-        positions = 1 if name.endswith(".pooled") else length
-        yield f"reshape {name}", size * width + width + 2 * width, size * width * positions
-    operations = {
+def reshape_parameters(size: int, channels: int) -> int:
+    """Parameters of the reshape layer of a feature of `size` channels: Conv(size -> C), batch norm."""
+    return size * channels + channels + 2 * channels
+
+
+def operation_costs(channels: int, length: int) -> dict[str, tuple[int, int]]:
+    """Operation -> (parameters, multiply-accumulates a clip) of one step."""
+    plane = channels * length
+    return {
         "zero": (0, 0),
         "sum": (0, 0),
         "attention": (2 * plane, 2 * length * plane),
-        "linear_glu": (4 * width * width + 2 * width + 4 * width, 4 * width * plane),
-        "concat_fc": (2 * width * width + width + 2 * width, 2 * width * plane),
+        "linear_glu": (4 * channels * channels + 2 * channels + 4 * channels, 4 * channels * plane),
+        "concat_fc": (2 * channels * channels + channels + 2 * channels, 2 * channels * plane),
     }
+
+
+def tail_parameters(num_steps: int, channels: int, length: int) -> int:
+    """Parameters of a found cell's tail: Conv(steps * C -> C), batch norm, layer norm."""
+    return num_steps * channels * channels + channels + 2 * channels + 2 * channels * length
+
+
+def head_parameters(num_cells: int, channels: int, length: int) -> int:
+    """Parameters of the layer norm before the classifier."""
+    return 2 * num_cells * channels * length
+
+
+def _layers(genotype: Genotype) -> Iterator[tuple[str, int, int]]:
+    """(part, parameters, multiply-accumulates a clip) of every layer but the classifier."""
+    width, length = genotype.channels, genotype.length
+    for name in genotype.used_features:
+        size = genotype.features[name]
+        positions = 1 if name.endswith(".pooled") else length
+        yield f"reshape {name}", reshape_parameters(size, width), size * width * positions
+    operations = operation_costs(width, length)
     for number, cell in enumerate(genotype.cells, start=1):
         for index, step in enumerate(cell.steps, start=1):
             yield (f"cell{number} step{index} {step.operation}", *operations[step.operation])
-        joined = len(cell.steps) * width
-        yield f"cell{number} tail", joined * width + width + 2 * width + 2 * plane, joined * plane
-    yield "head", 2 * len(genotype.cells) * plane, 0
+        steps = len(cell.steps)
+        yield f"cell{number} tail", tail_parameters(steps, width, length), steps * width * width * length
+    yield "head", head_parameters(len(genotype.cells), width, length), 0
 
 
 def count_parameters(genotype: Genotype) -> int:

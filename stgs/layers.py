@@ -7,15 +7,20 @@ kernel 1 is one matrix product and LayerNorm([C, L]) runs over contiguous memory
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from stgs.streams import dropout_mask, seed_tensor, uniform
+from stgs.fused import Block, NormalisedProduct, RunningStatistics
+from stgs.parallel import SINGLE, Workers
+from stgs.streams import dropout_masks, keep_scale, seed_tensor, uniform
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """torch.stack, but without a copy of a single tensor."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +29,58 @@ class ForwardContext:
 
     seeds: member seeds, int64 [P], of the dropout masks. update: number of the update, which the masks depend on.
     training: batch statistics and dropout, or running statistics and none. track_statistics: whether batch
-    normalisation moves its running statistics (an architecture update does not).
+    normalisation moves its running statistics (an architecture update does not). workers: who shares the batch; in
+    training its statistics are those of all workers' clips, and masks those that one worker would draw for all clips.
+    masks: those that have been drawn already, by name of the layer.
     """
 
     seeds: Tensor
     update: int
     training: bool
     track_statistics: bool
+    workers: Workers = SINGLE
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def dropout(self, x: Tensor, name: str, probability: float) -> Tensor:
-        """Dropout of x [P, ...] from the stream (member seed, update, `name`)."""
+    def with_masks(self, probabilities: Mapping[str, float], shape: Sequence[int]) -> ForwardContext:
+        """This context with the masks of all dropout layers (name -> probability) of `shape` drawn in one go."""
+        return replace(self, masks=self._draw(probabilities, shape)) if self.training and not self.masks else self
+
+    def kept_by(self, layers: Sequence[DroppingLayer], shape: Sequence[int], probability: float) -> Tensor | None:
+        """Which positions of `shape` the dropout of each of F layers keeps: uint8 [F, P, *shape], None if it is off."""
         if not self.training or probability == 0.0:
-            return x
-        return x * dropout_mask(self.seeds, self.update, f"dropout/{name}", x.shape[1:], probability)
+            return None
+        missing = {layer.name: probability for layer in layers if layer.name not in self.masks}
+        masks = {**self.masks, **self._draw(missing, shape)} if missing else self.masks
+        return stacked([masks[layer.name] for layer in layers])
+
+    def dropout(self, x: Tensor, layer: DroppingLayer) -> Tensor:
+        """The dropout of a layer on x [P, B, ...]."""
+        kept = self.kept_by([layer], x.shape[1:], layer.dropout)
+        return x if kept is None else x * kept[0].to(x.dtype).mul_(keep_scale(layer.dropout))
+
+    def _draw(self, probabilities: Mapping[str, float], shape: Sequence[int]) -> dict[str, Tensor]:
+        workers = self.workers
+        streams = {f"dropout/{name}": p for name, p in probabilities.items() if p > 0.0}
+        masks = dropout_masks(self.seeds, self.update, streams, shape, first=workers.rank, stride=workers.world)
+        return {name.removeprefix("dropout/"): mask for name, mask in masks.items()}
+
+
+def dropout_probabilities(network: nn.Module) -> dict[str, float]:
+    """Name of every layer with dropout -> its probability. All their masks are of one shape, [B, L, C]."""
+    return {layer.name: layer.dropout for layer in network.modules() if isinstance(layer, DroppingLayer)}
+
+
+class DroppingLayer(nn.Module):
+    """A layer that ends with dropout, from the stream `name`; `dropout` is its probability in [0, 1)."""
+
+    def __init__(self, name: str, dropout: float) -> None:
+        super().__init__()
+        self.name = name
+        self.dropout = dropout
 
 
 class MemberLinear(nn.Module):
-    """y = x W + b for every member: a convolution with kernel 1. weight [P, in, out], bias [P, 1, out].
+    """W and b of every member's x W + b, a convolution with kernel 1: weight [P, in, out], bias [P, 1, out].
 
     Both start uniform in +-1/sqrt(in), as PyTorch's own layers do, from a stream of (member seed, name).
     """
@@ -57,51 +97,9 @@ class MemberLinear(nn.Module):
         self.weight = start("weight", (size_in, size_out))
         self.bias = start("bias", (1, size_out))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [P, ..., in], or [N, in] shared by all members. Returns [P, ..., out] or [P, N, out]."""
-        members, size_in, size_out = self.weight.shape
-        if x.dim() == 2:
-            return torch.baddbmm(self.bias, x.expand(members, *x.shape), self.weight)
-        y = torch.baddbmm(self.bias, x.reshape(members, -1, size_in), self.weight)
-        return y.view(*x.shape[:-1], size_out)
-
-    def twice(self, x: Tensor) -> Tensor:
-        """The layer applied to the concatenation of x with itself, x: [P, ..., in / 2], at half the arithmetic."""
-        members, size_in, size_out = self.weight.shape
-        weight = self.weight.view(members, 2, size_in // 2, size_out).sum(dim=1)
-        return torch.baddbmm(self.bias, x.reshape(members, -1, size_in // 2), weight).view(*x.shape[:-1], size_out)
-
-
-class _BatchNormFunction(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) * weight + bias over axis 1 of [P, N, C], with statistics of the batch."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.mean(dim=1, keepdim=True)
-        normalised = x - mean
-        variance = (normalised * normalised).mean(dim=1, keepdim=True)
-        inverse = torch.rsqrt(variance + eps)
-        normalised.mul_(inverse)
-        ctx.save_for_backward(normalised, inverse, weight)
-        ctx.mark_non_differentiable(mean, variance)
-        return torch.addcmul(bias, normalised, weight), mean, variance
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradients[0]
-        normalised, inverse, weight = ctx.saved_tensors
-        count = normalised.shape[1]
-        # Both sums are parts of the gradient of x, so they are needed even where weight and bias are frozen.
-        bias_gradient = gradient.sum(dim=1, keepdim=True)
-        weight_gradient = (gradient * normalised).sum(dim=1, keepdim=True)
-        x_gradient = torch.addcmul(gradient, normalised, weight_gradient, value=-1.0 / count)
-        x_gradient.sub_(bias_gradient / count).mul_(weight * inverse)
-        return x_gradient, weight_gradient, bias_gradient, None
-
 
 class MemberBatchNorm(nn.Module):
-    """BatchNorm1d of every member; weight, bias and running statistics are [P, 1, C]."""
+    """Parameters and running statistics of every member's BatchNorm1d, each [P, 1, C]."""
 
     eps = 1e-5
     momentum = 0.1
@@ -115,20 +113,99 @@ class MemberBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(members, 1, channels))
         self.register_buffer("running_variance", torch.ones(members, 1, channels))
 
-    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
-        """x: [P, ..., C], normalised over all axes between. Returns the same shape."""
-        flat = x.reshape(x.shape[0], -1, x.shape[-1])
-        if not context.training:
-            scale = self.weight * torch.rsqrt(self.running_variance + self.eps)
-            return torch.addcmul(self.bias, flat - self.running_mean, scale).view(x.shape)
-        y, mean, variance = _BatchNormFunction.apply(flat, self.weight, self.bias, self.eps)
-        if context.track_statistics:
-            count = flat.shape[1]
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                # The running variance is the unbiased one, as in torch.nn.BatchNorm1d.
-                self.running_variance.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
-        return y.view(x.shape)
+
+class ConvolutionBlock(DroppingLayer):
+    """Conv1d with kernel 1, BatchNorm1d, ReLU and dropout of every member.
+
+    The convolution's bias is a parameter that training leaves alone, without a gradient: batch normalisation takes it
+    out again. It counts where the running statistics are used.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], name: str, size_in: int, size_out: int, dropout: float, *, linear: str = ""
+    ) -> None:
+        super().__init__(name, dropout)
+        self.linear = MemberLinear(seeds, linear or name, size_in, size_out)
+        self.norm = MemberBatchNorm(len(seeds), size_out)
+
+    def block(
+        self,
+        x: Tensor,
+        context: ForwardContext,
+        *,
+        matrix: Tensor | None = None,
+        relu: bool = True,
+        dropout: float | None = None,
+    ) -> Tensor:
+        """x: [P, B, L, K]. `matrix` replaces the convolution's weight, `dropout` its probability.
+
+        Returns [P, B, L, C].
+        """
+        y = convolution_blocks([self], [x.flatten(1, 2)], context, x.shape[1:3], [matrix], relu=relu, dropout=dropout)
+        return y.squeeze(0)
+
+
+def convolution_blocks(
+    blocks: Sequence[ConvolutionBlock],
+    inputs: Sequence[Tensor],
+    context: ForwardContext,
+    rows: Sequence[int],
+    matrices: Sequence[Tensor | None] = (),
+    *,
+    relu: bool = True,
+    dropout: float | None = None,
+) -> Tensor:
+    """F blocks of one output size, each on its own input, in one go.
+
+    Args:
+        inputs: each [P, N, K], or [N, K] where the members share it; N is the product of `rows`.
+        matrices: what replaces the convolutions' weights, where it is not None.
+        relu: whether a ReLU follows the normalisation.
+        dropout: probability, instead of the blocks' own, which is that of all of them.
+
+    Returns:
+        [F, P, *rows, C].
+    """
+    weights = [
+        block.linear.weight if matrix is None else matrix
+        for block, matrix in zip(blocks, matrices or [None] * len(blocks), strict=True)
+    ]
+    shape = (len(blocks), len(weights[0]), *rows, weights[0].shape[-1])
+    if not context.training:
+        y = _evaluated(blocks, inputs, weights).view(shape)
+        return torch.relu(y) if relu else y
+    norms = [block.norm for block in blocks]
+    dropout = blocks[0].dropout if dropout is None else dropout
+    masks = context.kept_by(blocks, shape[2:], dropout)
+    running = offset = None
+    if context.track_statistics:
+        offset = stacked([block.linear.bias.detach() for block in blocks])
+        running = RunningStatistics(
+            [norm.running_mean for norm in norms], [norm.running_variance for norm in norms], MemberBatchNorm.momentum
+        )
+    block = Block(
+        MemberBatchNorm.eps,
+        relu,
+        kept=None if masks is None else masks.flatten(2, -2),
+        keep_scale=keep_scale(dropout),
+        running=running,
+        offset=offset,
+        workers=context.workers,
+    )
+    pairs = [tensor for pair in zip(inputs, weights, strict=True) for tensor in pair]
+    scale, shift = stacked([norm.weight for norm in norms]), stacked([norm.bias for norm in norms])
+    return NormalisedProduct.apply(block, scale, shift, *pairs).view(shape)
+
+
+def _evaluated(blocks: Sequence[ConvolutionBlock], inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Convolution and normalisation with running statistics, [F, P, N, C]."""
+    outputs = []
+    for block, x, weight in zip(blocks, inputs, weights, strict=True):
+        norm = block.norm
+        scale = norm.weight * torch.rsqrt(norm.running_variance + norm.eps)
+        shift = torch.addcmul(norm.bias, block.linear.bias - norm.running_mean, scale)
+        outputs.append(torch.addcmul(shift, torch.matmul(x, weight), scale))
+    return stacked(outputs)
 
 
 class MemberLayerNorm(nn.Module):
@@ -146,48 +223,73 @@ class MemberLayerNorm(nn.Module):
         return torch.addcmul(self.bias, nn.functional.layer_norm(x, x.shape[-2:], eps=self.eps), self.weight)
 
 
-class Reshape(nn.Module):
+class Reshape(ConvolutionBlock):
     """Reshape layer of one feature: Conv1d(C_in -> C), BatchNorm1d, ReLU, dropout; a vector is repeated L times.
 
-    The repetition stands after the ReLU: every layer before it acts on each position alone, and mean and variance of L
-    equal positions are those of one, so the pass gives the same values at 1/L of the work. Only the running variance
-    differs: its correction is B / (B - 1) for the B values that there are, not that of L * B.
+    `reshape_features` runs it.
     """
 
     def __init__(
         self, seeds: Sequence[int], name: str, size_in: int, channels: int, length: int, dropout: float
     ) -> None:
-        super().__init__()
-        self.name = f"reshape.{name}"
+        super().__init__(seeds, f"reshape.{name}", size_in, channels, dropout)
         self.length = length
-        self.dropout = dropout
-        self.linear = MemberLinear(seeds, self.name, size_in, channels)
-        self.norm = MemberBatchNorm(len(seeds), channels)
-
-    def forward(self, feature: Tensor, context: ForwardContext) -> Tensor:
-        """feature: [B, L, C_in] or [B, C_in], shared by the members. Returns [P, B, L, C]."""
-        y = torch.relu(self.norm(self.linear(feature.reshape(-1, feature.shape[-1])), context))
-        y = y.view(y.shape[0], feature.shape[0], -1, y.shape[-1]).expand(-1, -1, self.length, -1)
-        return context.dropout(y, self.name, self.dropout)
 
 
-class Tail(nn.Module):
+# How many features are reshaped in one go on a CPU: with more, a pack of 16 outgrows the caches, and its tensors the
+# heap, whose larger blocks come from fresh pages. An accelerator takes all in one go. The number depends neither on
+# the pack, whose members would then see other roundings than alone, nor on a worker's share of the batch.
+_FEATURES_AT_ONCE = 4
+
+
+def reshape_features(
+    layers: Sequence[Reshape], features: Sequence[Tensor], context: ForwardContext
+) -> list[tuple[list[int], Tensor]]:
+    """The reshape layers of features [B, L, C_f] or [B, C_f], which the members share.
+
+    Returns:
+        Groups of features: their F indices, and what became of them, [F, P, B, L, C].
+    """
+    at_once = _FEATURES_AT_ONCE if features[0].device.type == "cpu" else len(layers)
+    groups = []
+    for dim in (3, 2):
+        alike = [index for index, feature in enumerate(features) if feature.dim() == dim]
+        for start in range(0, len(alike), at_once):
+            part = alike[start : start + at_once]
+            groups.append((part, _reshape([layers[i] for i in part], [features[i] for i in part], context)))
+    return groups
+
+
+def _reshape(layers: Sequence[Reshape], features: Sequence[Tensor], context: ForwardContext) -> Tensor:
+    """Features of one shape but for their channels, [F, P, B, L, C].
+
+    A vector is repeated behind the ReLU: every layer before it acts on each position alone, and mean and variance of L
+    equal positions are those of one, so the pass gives the same values at 1/L of the work. Only the running variance
+    differs: its correction is B / (B - 1) for the B values that there are, not that of L * B.
+    """
+    rows, length = features[0].shape[:-1], layers[0].length
+    inputs = [feature.flatten(0, -2) for feature in features]
+    if len(rows) == 2:
+        return convolution_blocks(layers, inputs, context, rows)
+    y = convolution_blocks(layers, inputs, context, rows, dropout=0.0).unsqueeze(3)
+    kept = context.kept_by(layers, (*rows, length, y.shape[-1]), layers[0].dropout)
+    if kept is None:
+        return y.expand(-1, -1, -1, length, -1)
+    return y * kept.to(y.dtype).mul_(keep_scale(layers[0].dropout))
+
+
+class Tail(ConvolutionBlock):
     """End of a cell: Conv1d -> BatchNorm1d -> ReLU -> dropout, plus the cell's first input, LayerNorm([C, L])."""
 
     def __init__(
         self, seeds: Sequence[int], name: str, size_in: int, channels: int, length: int, dropout: float
     ) -> None:
-        super().__init__()
-        self.name = name
-        self.dropout = dropout
-        self.linear = MemberLinear(seeds, f"{name}.linear", size_in, channels)
-        self.norm = MemberBatchNorm(len(seeds), channels)
+        super().__init__(seeds, name, size_in, channels, dropout, linear=f"{name}.linear")
         self.layer_norm = MemberLayerNorm(len(seeds), length, channels)
 
     def forward(self, joined: Tensor, first_input: Tensor, context: ForwardContext) -> Tensor:
         """joined: [P, B, L, C_in], first_input: [P, B, L, C]. Returns [P, B, L, C]."""
-        y = torch.relu(self.norm(self.linear(joined), context))
-        return self.layer_norm(context.dropout(y, self.name, self.dropout) + first_input)
+        return self.layer_norm(self.block(joined, context) + first_input)
 
 
 class Head(nn.Module):
@@ -200,5 +302,6 @@ class Head(nn.Module):
 
     def forward(self, cells: Sequence[Tensor]) -> Tensor:
         """cells: each [P, B, L, C]. Returns the logits of 'fake', [P, B]."""
-        y = torch.relu(self.layer_norm(torch.cat(list(cells), dim=-1)))
-        return self.classifier(y.flatten(start_dim=2)).squeeze(-1)
+        y = torch.relu(self.layer_norm(torch.cat(list(cells), dim=-1))).flatten(start_dim=2)
+        # A sum, not a matrix product: that of width 1 is the only one here whose bits depend on the number of members.
+        return (y * self.classifier.weight.transpose(1, 2)).sum(dim=-1) + self.classifier.bias.squeeze(-1)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from stgs.config import InputError
-from stgs.layers import ForwardContext, MemberBatchNorm, MemberLayerNorm, MemberLinear
+from stgs.fused import SelfAttention
+from stgs.layers import ConvolutionBlock, DroppingLayer, ForwardContext, MemberLayerNorm
 from stgs.search_space import OPERATIONS
 
 
@@ -45,50 +46,59 @@ class Sum(nn.Module):
         return x + y
 
 
-class Attention(nn.Module):
+class Attention(DroppingLayer):
     """LayerNorm(dropout(softmax(x y^T / sqrt(C)) y)), attention between the L positions of a clip."""
 
     def __init__(self, shape: OperationShape, name: str) -> None:
-        super().__init__()
-        self.name = name
-        self.dropout = shape.attention_dropout
+        super().__init__(name, shape.attention_dropout)
         self.layer_norm = MemberLayerNorm(len(shape.seeds), shape.length, shape.channels)
 
     def forward(self, x: Tensor, y: Tensor, context: ForwardContext) -> Tensor:
         """x, y: [P, B, L, C]. Returns the same shape."""
-        scores = torch.softmax(x @ y.transpose(-1, -2) / math.sqrt(x.shape[-1]), dim=-1)
-        return self.layer_norm(context.dropout(scores @ y, self.name, self.dropout))
+        if x is y:
+            attended = SelfAttention.apply(x)
+        else:
+            attended = torch.softmax(x @ y.transpose(-1, -2) / math.sqrt(x.shape[-1]), dim=-1) @ y
+        return self.layer_norm(context.dropout(attended, self))
 
 
-class _Concatenation(nn.Module):
+class _Concatenation(ConvolutionBlock):
     """Conv1d(2C -> size) of the concatenation, BatchNorm1d, an activation, dropout."""
 
-    def __init__(self, shape: OperationShape, name: str, size_out: int, activation: nn.Module) -> None:
-        super().__init__()
-        self.name = name
-        self.dropout = shape.dropout
-        self.linear = MemberLinear(shape.seeds, name, 2 * shape.channels, size_out)
-        self.norm = MemberBatchNorm(len(shape.seeds), size_out)
-        self.activation = activation
+    def __init__(self, shape: OperationShape, name: str, size_out: int) -> None:
+        super().__init__(shape.seeds, name, 2 * shape.channels, size_out, shape.dropout)
 
-    def forward(self, x: Tensor, y: Tensor, context: ForwardContext) -> Tensor:
-        """x, y: [P, B, L, C]. Returns the same shape."""
-        joined = self.linear.twice(x) if x is y else self.linear(torch.cat([x, y], dim=-1))
-        return context.dropout(self.activation(self.norm(joined, context)), self.name, self.dropout)
+    def joined(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What is multiplied by what. For a state beside itself x (W1 + W2), half the arithmetic of [x, x] [W1; W2]."""
+        weight = self.linear.weight
+        if x is y:
+            return x, weight.unflatten(1, (2, -1)).sum(dim=1)
+        return torch.cat([x, y], dim=-1), weight
 
 
 class LinearGLU(_Concatenation):
     """Gated linear unit of Conv1d(2C -> 2C): first half * sigmoid(second half)."""
 
     def __init__(self, shape: OperationShape, name: str) -> None:
-        super().__init__(shape, name, 2 * shape.channels, nn.GLU(dim=-1))
+        super().__init__(shape, name, 2 * shape.channels)
+
+    def forward(self, x: Tensor, y: Tensor, context: ForwardContext) -> Tensor:
+        """x, y: [P, B, L, C]. Returns the same shape."""
+        joined, matrix = self.joined(x, y)
+        gated = nn.functional.glu(self.block(joined, context, matrix=matrix, relu=False, dropout=0.0), dim=-1)
+        return context.dropout(gated, self)
 
 
 class ConcatFC(_Concatenation):
     """ReLU of Conv1d(2C -> C)."""
 
     def __init__(self, shape: OperationShape, name: str) -> None:
-        super().__init__(shape, name, shape.channels, nn.ReLU())
+        super().__init__(shape, name, shape.channels)
+
+    def forward(self, x: Tensor, y: Tensor, context: ForwardContext) -> Tensor:
+        """x, y: [P, B, L, C]. Returns the same shape."""
+        joined, matrix = self.joined(x, y)
+        return self.block(joined, context, matrix=matrix)
 
 
 def build_operation(operation: str, shape: OperationShape, name: str) -> nn.Module:

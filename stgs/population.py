@@ -6,8 +6,7 @@ Neither files nor a cluster here: `cluster/search_loop.py` runs this, writes its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,50 +14,39 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stgs.bilevel import architecture_update, weight_update
+from stgs.bilevel import Batch, architecture_update, weight_update
 from stgs.clips import ClipSet, require_features
 from stgs.config import InputError, SearchConfig
-from stgs.decoding import decode, entropies, maximum_entropies
-from stgs.genotype import Genotype, genotype_from_json
+from stgs.cost import ExpectedParameters, require_fitting
+from stgs.decoding import decode, entropies, maximum_entropies, softmax
 from stgs.layers import ForwardContext
 from stgs.losses import balanced_cross_entropy
 from stgs.metrics import auc
-from stgs.schedule import WEIGHTS, epoch_batches, learning_rate, update_order
-from stgs.search_space import ARCHITECTURE_PARAMETERS, SearchSpace
+from stgs.optimizers import adam
+from stgs.parallel import SINGLE, Workers
+from stgs.progress import MemberProgress, MemberResult
+from stgs.schedule import WEIGHTS, epoch_batches, learning_rate, scheduled_temperature, update_order
+from stgs.search_space import ARCHITECTURE_PARAMETERS, IDENTITY, SearchSpace
 from stgs.supernet import Member, Supernet
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 EVALUATION_BATCH = 256
-# Early stopping (design.md section 4): all normalised entropies below the first, moving less than the second.
-DECIDED_ENTROPY = 0.9
-STILL_ENTROPY = 1e-3
-# A search that ends above this entropy, with a genotype that changed this recently, has hardly moved.
-UNDECIDED_ENTROPY = 0.99
-RECENT_EPOCHS = 10
 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class MemberResult:
-    """What a member's search found: the genotype of its best epoch, and how it got there.
-
-    metrics: dev_auc and epoch of the best epoch, epochs run, normalised entropies at the end, and whether the
-    architecture has hardly moved.
-    """
-
-    genotype: Genotype
-    metrics: dict[str, Any]
-
-
 class PopulationSearch:
     """Members that are searched side by side on the same batches.
+
+    A member that has stopped, or whose numbers ceased to be finite, is cut out and costs nothing more; `active` holds
+    the numbers of the others.
 
     Args:
         space, members, estimator: what is searched, by whom.
         config: how.
         train, dev: weights are updated on the first, architectures and the best epoch come from the second.
         device: where the supernet lives; both splits must be there.
+        workers: this process among those that share each batch; all must make the same calls.
 
     Raises:
         InputError: clips without a feature of the space, or with one of another size.
@@ -74,10 +62,11 @@ class PopulationSearch:
         train: ClipSet,
         dev: ClipSet,
         device: torch.device | str = "cpu",
+        workers: Workers = SINGLE,
     ) -> None:
-        for clips in (train, dev):
-            require_features(clips, space.features, space.length)
-        self.space, self.config, self.train, self.dev = space, config, train, dev
+        self.space, self.config, self.train, self.dev, self.workers = space, config, train, dev, workers
+        self._require_features()
+        require_fitting(space, config.max_parameters)
         self.supernet = Supernet(
             space,
             members,
@@ -86,131 +75,204 @@ class PopulationSearch:
             attention_dropout=config.attention_dropout,
             initial_logit_scale=config.initial_logit_scale,
         ).to(device)
-        self.weight_optimizer = torch.optim.Adam(
+        self.weight_optimizer = adam(
             self.supernet.weight_parameters().values(),
-            lr=config.weights.learning_rate_max,
+            learning_rate=config.weights.learning_rate_max,
             weight_decay=config.weights.weight_decay,
-            fused=True,
         )
-        self.architecture_optimizer = torch.optim.Adam(
+        self.architecture_optimizer = adam(
             self.supernet.architecture_parameters().values(),
-            lr=config.architecture_learning_rate,
+            learning_rate=config.architecture_learning_rate,
             betas=(config.architecture_beta1, config.architecture_beta2),
             weight_decay=config.architecture_weight_decay,
-            fused=True,
         )
-        self.num_members = len(members)
+        self._expected_parameters = ExpectedParameters(space, device=device) if config.parameter_weight else None
         self._members = [(member.temperature, member.num_samples, member.seed) for member in members]
+        self.active = list(range(len(members)))
         self.epoch = 0
         self.update = 0
         self.rows: list[Row] = []
-        self._progress: list[Row] = [
-            {"best_auc": -1.0, "best_epoch": -1, "genotype": "", "still": 0, "changed_epoch": 0, "stopped_epoch": 0}
-            for _ in members
-        ]
+        self._progress = [MemberProgress() for _ in members]
 
     @property
     def finished(self) -> bool:
-        """Whether the epoch limit is reached or every member has stopped early."""
-        return self.epoch >= self.config.epochs or all(member["stopped_epoch"] for member in self._progress)
+        """Whether the epoch limit is reached or every member has ended early."""
+        return self.epoch >= self.config.epochs or not self.active
 
     def run_epoch(self) -> list[Row]:
         """One pass over the training clips with its architecture updates, then the evaluation on dev.
 
         Returns:
-            One row a member that has not stopped: epoch (from 1), member, losses, dev AUC, entropies in nats and
-            normalised, gradient norms of alpha, beta, gamma before Adam (mean over the epoch's updates), learning rate.
+            One row an active member: epoch (from 1), member, learning rate and temperature of the last update; loss and
+            accuracy on train, of the architecture updates, and on dev, with the AUC there; entropies in nats and
+            normalised; norms of the gradients of alpha, beta, gamma before Adam (mean over the epoch's updates) and of
+            the weight decay that Adam adds to them (at the epoch's end); every probability by its name.
         """
-        config = self.config
-        train = epoch_batches(len(self.train), config.batch_size, config.data_seed, self.epoch, "train")
-        dev = epoch_batches(len(self.dev), config.batch_size, config.data_seed, self.epoch, "dev")
-        num_architecture = 0 if self.epoch < config.warmup_epochs else len(dev)
-        weight_losses: list[Tensor] = []
-        architecture_losses: list[Tensor] = []
-        norms: list[Tensor] = []
-        for kind in update_order(len(train), num_architecture, config.alternate):
+        num_train, num_dev = self._begin_epoch()
+        num_architecture = 0 if self.epoch < self.config.warmup_epochs else num_dev
+        sums: dict[str, list[Tensor]] = {"train": [], "architecture": [], "norms": []}
+        clips = {"train": 0, "architecture": 0}
+        rate = 0.0
+        for kind in update_order(num_train, num_architecture, self.config.alternate):
+            done = len(sums["train"])
+            temperature = self._temperature((self.epoch + done / num_train) / self.config.epochs)
             if kind == WEIGHTS:
-                rate = learning_rate(config.weights, self.epoch + len(weight_losses) / len(train))
-                for group in self.weight_optimizer.param_groups:
-                    group["lr"] = rate
-                batch = self.train.batch(train[len(weight_losses)])
-                weight_losses.append(
-                    weight_update(self.supernet, self.weight_optimizer, batch, self.update, config.clip_norm)
-                )
+                rate = learning_rate(self.config.weights, self.epoch + done / num_train)
+                batch = self._train_batch(done)
+                self._weight_update(batch, rate, temperature, sums["train"])
             else:
-                batch = self.dev.batch(dev[len(architecture_losses)])
-                losses, gradient_norms = architecture_update(
-                    self.supernet, self.architecture_optimizer, batch, self.update
-                )
-                architecture_losses.append(losses)
-                norms.append(torch.stack([gradient_norms[name] for name in ARCHITECTURE_PARAMETERS]))
+                batch = self._dev_batch(len(sums["architecture"]))
+                self._architecture_update(batch, temperature, sums)
+            clips["train" if kind == WEIGHTS else "architecture"] += _global_clips(batch)
             self.update += 1
         self.epoch += 1
-        missing = torch.full((self.num_members,), math.nan)
-        columns = {
-            "train_loss": torch.stack(weight_losses).mean(dim=0),
-            "architecture_loss": torch.stack(architecture_losses).mean(dim=0) if norms else missing,
-        }
-        mean_norms = torch.stack(norms).mean(dim=0) if norms else missing.expand(len(ARCHITECTURE_PARAMETERS), -1)
-        columns |= {f"gradient_norm_{name}": mean_norms[i] for i, name in enumerate(ARCHITECTURE_PARAMETERS)}
-        return self._record({name: column.double().cpu().numpy() for name, column in columns.items()}, rate)
+        columns = {"temperature": temperature if temperature is not None else self.supernet.temperature}
+        missing = torch.full_like(self.supernet.temperature, math.nan)
+        for name in ("train", "architecture"):
+            # Each update gave the sum of losses and the number of clips on the right side, [2, P].
+            total = torch.stack(sums[name]).sum(dim=0) / clips[name] if sums[name] else missing.expand(2, -1)
+            columns |= {f"{name}_loss": total[0], f"{name}_accuracy": total[1]}
+        norms = torch.stack(sums["norms"]).mean(dim=0) if sums["norms"] else missing.expand(3, -1)
+        columns |= {f"gradient_norm_{name}": norms[i] for i, name in enumerate(ARCHITECTURE_PARAMETERS)}
+        table = {name: column.double().cpu().numpy() for name, column in columns.items()}
+        return self._record({"learning_rate": np.full(len(self.active), rate), **table}, num_architecture)
+
+    def _weight_update(self, batch: Batch, rate: float, temperature: Tensor | None, sums: list[Tensor]) -> None:
+        for group in self.weight_optimizer.param_groups:
+            group["lr"] = rate
+        losses, correct = weight_update(
+            self.supernet,
+            self.weight_optimizer,
+            batch,
+            self.update,
+            clip_norm=self.config.clip_norm,
+            temperature=temperature,
+            workers=self.workers,
+        )
+        self._after_weight_update(batch, rate / self.config.weights.learning_rate_max)
+        sums.append(torch.stack([losses * _global_clips(batch), correct]))
+
+    def _architecture_update(self, batch: Batch, temperature: Tensor | None, sums: dict[str, list[Tensor]]) -> None:
+        losses, correct, norms = architecture_update(
+            self.supernet,
+            self.architecture_optimizer,
+            batch,
+            self.update,
+            temperature=temperature,
+            workers=self.workers,
+            penalty=self._penalty if self._expected_parameters is not None else None,
+        )
+        sums["architecture"].append(torch.stack([losses * _global_clips(batch), correct]))
+        sums["norms"].append(torch.stack([norms[name] for name in ARCHITECTURE_PARAMETERS]))
+
+    def _penalty(self, logits: Mapping[str, Tensor]) -> Tensor:
+        assert self._expected_parameters is not None
+        return self.config.parameter_weight * self._expected_parameters(logits)
+
+    def _temperature(self, progress: float) -> Tensor | None:
+        """Temperatures of the active members; None for their own."""
+        config = self.config
+        if config.temperature_schedule == "constant":
+            return None
+        return scheduled_temperature(
+            self.supernet.temperature, config.temperature_schedule, config.final_temperature, progress
+        )
+
+    # What a search reads. Cached features here; `stgs.finetune` overrides these.
+
+    def _require_features(self) -> None:
+        for clips in (self.train, self.dev):
+            require_features(clips, self.space.features, self.space.length)
+
+    def _order(self, split: str) -> Sequence[Tensor]:
+        """The clips of each batch of this epoch, on the clips' device: one transfer an epoch, not one an update."""
+        clips = self.train if split == "train" else self.dev
+        batches = epoch_batches(len(clips), self.config.batch_size, self.config.data_seed, self.epoch, split)
+        order = torch.as_tensor(np.concatenate(batches), device=clips.labels.device)
+        return order.split([len(batch) for batch in batches])
+
+    def _begin_epoch(self) -> tuple[int, int]:
+        """Make the batches of `self.epoch` ready; their numbers in train and dev."""
+        self._train_order, self._dev_order = self._order("train"), self._order("dev")
+        return len(self._train_order), len(self._dev_order)
+
+    def _train_batch(self, number: int) -> Batch:
+        return self.train.batch(self._train_order[number], self.workers)
+
+    def _dev_batch(self, number: int) -> Batch:
+        return self.dev.batch(self._dev_order[number], self.workers)
+
+    def _after_weight_update(self, batch: Batch, rate_factor: float) -> None:
+        """What follows a weight update; rate_factor is the scheduled learning rate as a share of its maximum."""
+
+    def _remedy(self) -> str:
+        """What may keep the numbers of a member finite."""
+        return "lower the learning rates or give a clip_norm"
+
+    def _evaluation_batches(self) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """This worker's share of the dev clips: their positions in dev, and the clips."""
+        for start in range(0, len(self.dev), EVALUATION_BATCH):
+            index = self.workers.share(np.arange(start, min(start + EVALUATION_BATCH, len(self.dev))))
+            if len(index):
+                yield index, self.dev.batch(index)
 
     def dev_scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Logits of the dev clips [P, N] and losses [P], with probabilities in place of samples and no dropout."""
         context = ForwardContext(self.supernet.seeds, self.update, training=False, track_statistics=False)
-        logits, losses = [], []
+        labels = self.dev.labels
+        logits = torch.zeros(labels.shape, device=labels.device)
         with torch.no_grad():
             weights = self.supernet.candidate_weights(None)
-            for start in range(0, len(self.dev), EVALUATION_BATCH):
-                index = np.arange(start, min(start + EVALUATION_BATCH, len(self.dev)))
-                batch = self.dev.batch(index)
-                scores = self.supernet(batch.features, weights, context)
-                logits.append(scores)
-                losses.append(balanced_cross_entropy(scores, batch.labels, batch.class_weights) * len(index))
-        total = torch.stack(losses).sum(dim=0) / len(self.dev)
-        return torch.cat(logits, dim=1).double().cpu().numpy(), total.double().cpu().numpy()
+            for index, batch in self._evaluation_batches():
+                logits[:, torch.as_tensor(index, device=labels.device)] = self.supernet(
+                    batch.features, weights, context
+                )
+            self.workers.sum_(logits)
+            losses = balanced_cross_entropy(logits, labels, self.dev.class_weights)
+        return logits.double().cpu().numpy(), losses.double().cpu().numpy()
 
     def logits(self) -> dict[str, NDArray[np.float64]]:
-        """alpha, beta and gamma of all members, each [P, rows, candidates]."""
+        """alpha, beta and gamma of the active members, each [P, rows, candidates]."""
         return {name: p.detach().double().cpu().numpy() for name, p in self.supernet.architecture_parameters().items()}
 
-    def _record(self, columns: dict[str, NDArray[np.float64]], rate: float) -> list[Row]:
-        scores, dev_losses = self.dev_scores()
-        dev_labels = self.dev.labels.cpu().numpy()
+    def _record(self, columns: dict[str, NDArray[np.float64]], architecture_updates: int) -> list[Row]:
+        scores, columns["dev_loss"] = self.dev_scores()
+        labels = self.dev.labels.cpu().numpy()
+        columns["dev_accuracy"] = ((scores > 0) == (labels > 0)).mean(axis=1)
         logits = self.logits()
-        nats, maximum = entropies(logits), maximum_entropies(self.space)
+        columns |= _architecture_columns(logits, self.space, self.config.architecture_weight_decay)
         rows = []
-        for index, progress in enumerate(self._progress):
-            if progress["stopped_epoch"]:
-                continue
-            row: Row = {"epoch": self.epoch, "member": index, "learning_rate": rate}
-            row |= {name: float(column[index]) for name, column in columns.items()}
-            row |= {"dev_loss": float(dev_losses[index]), "dev_auc": auc(scores[index], dev_labels[index])}
-            for name in ARCHITECTURE_PARAMETERS:
-                row[f"entropy_{name}"] = float(nats[name][index])
-                row[f"normalised_entropy_{name}"] = float(nats[name][index] / max(maximum[name], 1e-12))
-            genotype = decode({name: values[index] for name, values in logits.items()}, self.space)
-            self._follow(progress, row, genotype.to_json())
+        for position, member in enumerate(self.active):
+            progress = self._progress[member]
+            row: Row = {"epoch": self.epoch, "member": member}
+            row |= {name: float(column[position]) for name, column in columns.items()}
+            if not (np.isfinite(scores[position]).all() and math.isfinite(row["train_loss"])):
+                row["dev_auc"] = math.nan
+                progress.fail(
+                    f"the losses or scores of member {member} ceased to be finite in epoch {self.epoch}; "
+                    f"{self._remedy()}."
+                )
+            else:
+                row["dev_auc"] = auc(scores[position], labels[position])
+                own = {name: values[position] for name, values in logits.items()}
+                genotype = decode(own, self.space, self.config.max_parameters).to_json()
+                progress.follow(row, genotype, architecture_updates, self.config.patience)
             rows.append(row)
         self.rows += rows
+        self._keep([number for number in self.active if self._progress[number].active])
         return rows
 
-    def _follow(self, progress: Row, row: Row, genotype: str) -> None:
-        """Keep the best epoch (ties to the later) and decide whether the member stops."""
-        previous = next((r for r in reversed(self.rows) if r["member"] == row["member"]), None)
-        now = [row[f"normalised_entropy_{name}"] for name in ARCHITECTURE_PARAMETERS]
-        moved = genotype != progress["genotype"] or previous is None
-        if previous is not None:
-            before = [previous[f"normalised_entropy_{name}"] for name in ARCHITECTURE_PARAMETERS]
-            moved = moved or max(abs(a - b) for a, b in zip(now, before, strict=True)) >= STILL_ENTROPY
-        if genotype != progress["genotype"]:
-            progress["changed_epoch"] = self.epoch
-        progress["genotype"] = genotype
-        progress["still"] = 0 if moved else progress["still"] + 1
-        if row["dev_auc"] >= progress["best_auc"]:
-            progress |= {"best_auc": row["dev_auc"], "best_epoch": self.epoch, "best_genotype": genotype}
-        if progress["still"] >= self.config.patience and max(now) < DECIDED_ENTROPY:
-            progress["stopped_epoch"] = self.epoch
+    def _keep(self, members: Sequence[int]) -> None:
+        """Cut all active members but these out of the supernet, the optimisers and the labels."""
+        positions = [self.active.index(member) for member in members]
+        # With none left the last ones stay in memory: layers without members cannot be built.
+        if len(positions) not in (0, len(self.active)):
+            for optimizer in (self.weight_optimizer, self.architecture_optimizer):
+                for state in optimizer.state.values():
+                    state |= {name: _members_of(value, positions) for name, value in state.items()}
+            self.supernet.keep_members(positions)
+            self.train, self.dev = self.train.of_members(positions), self.dev.of_members(positions)
+        self.active = list(members)
 
     def results(self) -> list[MemberResult]:
         """The result of each member, in order.
@@ -220,38 +282,25 @@ class PopulationSearch:
         """
         if self.epoch == 0:
             raise InputError("the search has run no epoch, so there is no result; run at least one.")
-        results = []
-        for index, progress in enumerate(self._progress):
-            last = next(row for row in reversed(self.rows) if row["member"] == index)
-            normalised = {name: last[f"normalised_entropy_{name}"] for name in ARCHITECTURE_PARAMETERS}
-            recent = progress["changed_epoch"] > last["epoch"] - RECENT_EPOCHS
-            metrics = {
-                "dev_auc": progress["best_auc"],
-                "best_epoch": progress["best_epoch"],
-                "epochs": last["epoch"],
-                "stopped_early": bool(progress["stopped_epoch"]) and last["epoch"] < self.config.epochs,
-                **{f"normalised_entropy_{name}": value for name, value in normalised.items()},
-                "hardly_moved": recent and min(normalised.values()) > UNDECIDED_ENTROPY,
-            }
-            results.append(MemberResult(genotype_from_json(progress["best_genotype"]), metrics))
-        return results
+        return [progress.result(self.config) for progress in self._progress]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue, as tensors and plain values (readable with `weights_only=True`)."""
         return {
             "version": STATE_VERSION,
             "members": self._members,
+            "active": self.active,
             "supernet": self.supernet.state_dict(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "architecture_optimizer": self.architecture_optimizer.state_dict(),
             "epoch": self.epoch,
             "update": self.update,
             "rows": self.rows,
-            "progress": self._progress,
+            "progress": [progress.state for progress in self._progress],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state of the same population.
+        """Continue from a state of the same population (`slice_state` makes one of a part of it).
 
         Raises:
             InputError: a state of another version, or of members of other temperatures, num_samples or seeds.
@@ -260,9 +309,60 @@ class PopulationSearch:
             raise InputError(f"the state has version {state.get('version')}, but this program reads {STATE_VERSION}.")
         if [tuple(member) for member in state["members"]] != self._members:
             raise InputError(f"the state holds the members {state['members']}, but the pack has {self._members}.")
-        self.supernet.load_state_dict(state["supernet"])
-        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
-        self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+        self._keep(state["active"])
+        if self.active:  # otherwise the state's tensors are those of members that have ended
+            self.supernet.load_state_dict(state["supernet"])
+            self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+            self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
         self.epoch, self.update = state["epoch"], state["update"]
         self.rows = list(state["rows"])
-        self._progress = [dict(progress) for progress in state["progress"]]
+        self._progress = [MemberProgress(progress) for progress in state["progress"]]
+
+
+def slice_state(state: Mapping[str, Any], members: Sequence[int]) -> dict[str, Any]:
+    """The state of a part of a population: of the members with these numbers, in this order, numbered anew from 0."""
+    active = [member for member in members if member in state["active"]]
+    positions = [state["active"].index(member) for member in active]
+    sliced = dict(state)
+    if positions:  # otherwise nothing of the supernet is ever used again
+        sliced["supernet"] = {name: _members_of(value, positions) for name, value in state["supernet"].items()}
+        for name in ("weight_optimizer", "architecture_optimizer"):
+            moments = {
+                number: {key: _members_of(value, positions) for key, value in own.items()}
+                for number, own in state[name]["state"].items()
+            }
+            sliced[name] = {**state[name], "state": moments}
+    numbers = {member: number for number, member in enumerate(members)}
+    return sliced | {
+        "members": [state["members"][member] for member in members],
+        "active": [numbers[member] for member in active],
+        "rows": [{**row, "member": numbers[row["member"]]} for row in state["rows"] if row["member"] in numbers],
+        "progress": [state["progress"][member] for member in members],
+    }
+
+
+def _members_of(value: Tensor, positions: Sequence[int]) -> Tensor:
+    """A copy of the members at `positions` of a tensor [P, ...]; a scalar, such as Adam's count of steps, is whole."""
+    return value.clone() if value.dim() == 0 else value[list(positions)].contiguous()
+
+
+def _global_clips(batch: Batch) -> int:
+    return batch.labels.shape[1] if batch.clips is None else batch.clips
+
+
+def _architecture_columns(
+    logits: Mapping[str, NDArray[np.float64]], space: SearchSpace, weight_decay: float
+) -> dict[str, NDArray[np.float64]]:
+    """What the rows say of the architecture: entropies, norms of the weight decay, and every probability; each [P]."""
+    nats, maximum = entropies(logits), maximum_entropies(space)
+    columns: dict[str, NDArray[np.float64]] = {}
+    probabilities = []
+    for name in ARCHITECTURE_PARAMETERS:
+        members = len(logits[name])
+        columns[f"entropy_{name}"] = nats[name]
+        columns[f"normalised_entropy_{name}"] = nats[name] / max(maximum[name], 1e-12)
+        columns[f"decay_norm_{name}"] = weight_decay * np.linalg.norm(logits[name].reshape(members, -1), axis=1)
+        p = softmax(logits[name])
+        probabilities.append(p.reshape(members, -1) if name == "gamma" else p[..., IDENTITY])
+    table = np.concatenate(probabilities, axis=1)
+    return columns | dict(zip(space.probability_names(), table.T, strict=True))

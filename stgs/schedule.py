@@ -1,4 +1,7 @@
-"""What happens when: learning rates, batches, and the order of weight and architecture updates. Pure functions."""
+"""What happens when: learning rates, temperatures, batches, and the order of weight and architecture updates.
+
+Pure functions.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import math
 import zlib
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from stgs.config import WeightSchedule
+from stgs.config import TEMPERATURE_SCHEDULES, WeightSchedule, require
 
 WEIGHTS, ARCHITECTURE = "weights", "architecture"
 
@@ -24,6 +29,36 @@ def learning_rate(schedule: WeightSchedule, epoch: float) -> float:
         length *= schedule.restart_multiplier
     span = schedule.learning_rate_max - schedule.learning_rate_min
     return schedule.learning_rate_min + 0.5 * span * (1.0 + math.cos(math.pi * epoch / length))
+
+
+def scheduled_temperature(initial: Tensor, schedule: str, final: float, progress: float) -> Tensor:
+    """The members' temperatures at a point of the search.
+
+    Args:
+        initial: each member's temperature at the start, above 0, [P].
+        schedule: `constant` keeps it, as the paper does; `linear` and `exponential` (geometric) interpolate between it
+            and `final`.
+        final: temperature of all members at the end, above 0.
+        progress: updates done / updates of the whole search, in [0, 1].
+
+    Returns:
+        [P], on the device of `initial`.
+
+    Raises:
+        InputError: unknown schedule, or `final` or `progress` out of range.
+    """
+    require(
+        schedule in TEMPERATURE_SCHEDULES,
+        f"temperature_schedule is {schedule!r}; choose one of {', '.join(TEMPERATURE_SCHEDULES)}.",
+    )
+    require(0 < final < math.inf, f"final_temperature is {final}, but it must be finite and above 0.")
+    require(0 <= progress <= 1, f"progress is {progress}, but it must lie in [0, 1].")
+    if schedule == "constant":
+        return initial
+    if schedule == "linear":
+        return initial * (1.0 - progress) + final * progress
+    # Not a power of a tensor: the bits of that depend on the number of members.
+    return initial * torch.exp((math.log(final) - initial.log()) * progress)
 
 
 def epoch_batches(num_clips: int, batch_size: int, data_seed: int, epoch: int, split: str) -> list[NDArray[np.int64]]:

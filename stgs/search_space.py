@@ -106,10 +106,29 @@ class SearchSpace:
             "gamma": (len(self.gamma_steps), len(self.operations)),
         }
 
+    def probability_names(self) -> list[str]:
+        """A name for every probability that says what a member prefers, in the order of the logits' flattened rows.
+
+        One an edge of alpha (`alpha/cell1/visual.layer2`) and of beta (`beta/cell1/step1/in1`), P(Identity); one a
+        candidate of gamma (`gamma/cell1/step1/linear_glu`).
+        """
+        alpha = [f"alpha/cell{cell + 1}/{name}" for cell, name in self.alpha_edges]
+        beta = [f"beta/cell{cell + 1}/step{step + 1}/{state}" for cell, step, state in self.beta_edges]
+        gamma = [
+            f"gamma/cell{cell + 1}/step{step + 1}/{operation}"
+            for cell, step in self.gamma_steps
+            for operation in self.operations
+        ]
+        return alpha + beta + gamma
+
     def restricted(self, sense: str) -> SearchSpace:
         """The same space with one sense's features only; `sense` is `visual` or `audio`."""
         kept = {name: size for name, size in self.features.items() if name.startswith(f"{sense}.")}
-        require(len(kept) >= 2, f"sense is {sense!r}, but the features are {sorted(self.features)}.")
+        require(
+            len(kept) >= 2,
+            f"sense is {sense!r}, but of the features {sorted(self.features)} fewer than 2 are of it; give more "
+            "features or another sense.",
+        )
         return replace(self, features=kept)
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from stgs.config import require, require_at_least
-from stgs.estimators import ESTIMATORS, gumbel_noise, relax
-from stgs.layers import ForwardContext, Head, Reshape, Tail
+from stgs.estimators import ESTIMATORS, gumbel_noises, relax
+from stgs.fused import weighted_sum
+from stgs.layers import ForwardContext, Head, Reshape, Tail, dropout_probabilities, reshape_features
 from stgs.operations import OperationShape, build_operation
 from stgs.search_space import ARCHITECTURE_PARAMETERS, IDENTITY, SearchSpace
 from stgs.streams import normal, seed_tensor
@@ -33,8 +34,14 @@ class Member:
         require_at_least("num_samples", self.num_samples, 1)
 
 
+# Operations that need no module in a supernet.
+FREE = ("zero", "sum")
+
+
 class Cell(nn.Module):
     """One cell of the supernet: its steps mix every operation over every state, its tail joins the steps."""
+
+    multiplicity: Tensor
 
     def __init__(self, shape: OperationShape, space: SearchSpace, number: int) -> None:
         super().__init__()
@@ -44,12 +51,15 @@ class Cell(nn.Module):
             name = f"cell{number + 1}.step{step + 1}"
             self.steps.append(
                 nn.ModuleDict(
-                    {key: build_operation(key, shape, f"{name}.{key}") for key in space.operations if key != "zero"}
+                    {key: build_operation(key, shape, f"{name}.{key}") for key in space.operations if key not in FREE}
                 )
             )
         members = len(shape.seeds)
         # w_o of the paper's weighted fusion (eq. 17): one scalar per candidate. Zero's has no effect.
         self.fusion_weight = nn.Parameter(torch.ones(members, space.num_steps, len(space.operations)))
+        # The sum of a state with itself is the state with twice the weight: no pass over memory for it.
+        multiplicity = torch.tensor([2.0 if operation == "sum" else 1.0 for operation in space.operations])
+        self.register_buffer("multiplicity", multiplicity.repeat(members, 1, 1), persistent=False)
         if space.tail == "weighted_sum":
             self.step_weight = nn.Parameter(torch.ones(members, space.num_steps))
         size_in = space.channels * (space.num_steps if space.tail == "concat" else 1)
@@ -67,26 +77,20 @@ class Cell(nn.Module):
             [P, B, L, C].
         """
         outputs: list[Tensor] = []
-        scale = gamma * self.fusion_weight
+        scale = (gamma * self.fusion_weight * self.multiplicity).unbind(dim=1)
         for index, operations in enumerate(self.steps):
             # in1 and in2 are the same tensor here, so their two edges add up.
-            weights = (beta[index][:, 0] + beta[index][:, 1], *beta[index][:, 2:].unbind(dim=1))
-            state = _mix([x, *outputs], weights)
-            candidates = [operation(state, state, context) for operation in operations.values()]  # type: ignore[operator]
-            factors = zip(self.space.operations, scale[:, index].unbind(dim=1), strict=True)
-            outputs.append(_mix(candidates, [factor for name, factor in factors if name != "zero"]))
+            edges = torch.cat([beta[index][:, :2].sum(dim=1, keepdim=True), beta[index][:, 2:]], dim=1)
+            state = weighted_sum(edges, [x, *outputs])
+            outputs.append(weighted_sum(scale[index], self._candidates(operations, state, context)))  # type: ignore[arg-type]
         if self.space.tail == "concat":
             return self.tail(torch.cat(outputs, dim=-1), x, context)
-        return self.tail(_mix(outputs, self.step_weight.unbind(dim=1)), x, context)
+        return self.tail(weighted_sum(self.step_weight, outputs), x, context)
 
-
-def _mix(nodes: Sequence[Tensor], weights: Sequence[Tensor], total: Tensor | None = None) -> Tensor:
-    """total + the sum of node * weight; nodes [P, B, L, C], weights [P]. One pass over memory a node."""
-    for node, weight in zip(nodes, weights, strict=True):
-        factor = weight.view(-1, 1, 1, 1)
-        total = node * factor if total is None else torch.addcmul(total, node, factor)
-    assert total is not None, "there is nothing to mix"
-    return total
+    def _candidates(self, operations: nn.ModuleDict, state: Tensor, context: ForwardContext) -> list[Tensor | None]:
+        """What each operation of the space makes of the state twice; Zero is None, Sum half of it (`multiplicity`)."""
+        made = {name: operation(state, state, context) for name, operation in operations.items()}
+        return [state if name == "sum" else made.get(name) for name in self.space.operations]
 
 
 class Supernet(nn.Module):
@@ -142,6 +146,7 @@ class Supernet(nn.Module):
         self.head = Head(seeds, space.num_cells, space.channels, space.length)
         # Kept, because a walk over the modules takes a noticeable part of an update of one member.
         self._weights = {name: p for name, p in self.named_parameters() if not name.startswith("architecture.")}
+        self._dropouts = dropout_probabilities(self)
         self._edges_per_cell = [len(space.cell_inputs(cell)) for cell in range(space.num_cells)]
         self._edges_per_step = [len(space.states(step)) for step in range(space.num_steps)] * space.num_cells
 
@@ -153,20 +158,46 @@ class Supernet(nn.Module):
         """Every parameter but the architecture's, by name."""
         return self._weights
 
-    def candidate_weights(self, update: int | None) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def keep_members(self, positions: Sequence[int]) -> None:
+        """Cut the population down to the members at `positions` (at least one), in this order.
+
+        Parameters stay the same objects, so an optimiser keeps them; its own state has to be cut by its owner.
+        """
+        where = torch.tensor(positions, device=self.seeds.device)
+        for parameter in self.parameters():
+            parameter.data = parameter.data.index_select(0, where)
+            parameter.grad = None
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.index_select(0, where))
+        self.max_samples = int(self.num_samples.max())
+
+    def candidate_weights(self, update: int | None, temperature: Tensor | None = None) -> dict[str, Tensor]:
         """Weights of the candidates of alpha, beta, gamma: relaxed with the noise of `update`, or, where it is None,
         the probabilities softmax(logits), as an evaluation uses them (paper, eq. 15, 18). Each shaped like its logits.
+
+        temperature: that of this update, [P]; None for the members' own.
         """
-        weights = {}
-        for name, logits in self.architecture_parameters().items():
-            if update is None or self.estimator == "softmax":
-                weights[name] = torch.softmax(logits, dim=-1)
-                continue
-            noise = gumbel_noise(self.seeds, update, name, self.max_samples, logits.shape[1:])
-            weights[name] = relax(
-                logits, noise, estimator=self.estimator, temperature=self.temperature, num_samples=self.num_samples
+        temperature = self.temperature if temperature is None else temperature
+        parameters = self.architecture_parameters()
+        if update is None or self.estimator == "softmax":
+            return {name: torch.softmax(logits, dim=-1) for name, logits in parameters.items()}
+        most = dict.fromkeys(parameters, self.max_samples)
+        if self.estimator == "released":
+            most["beta"] = 1  # the released code perturbs it once only (reference.md section 3)
+        shapes = {name: (most[name], *logits.shape[1:]) for name, logits in parameters.items()}
+        noise = gumbel_noises(self.seeds, update, shapes)
+        return {
+            name: relax(
+                logits,
+                noise[name],
+                estimator=self.estimator,
+                temperature=temperature,
+                num_samples=self.num_samples.clamp(max=most[name]),
             )
-        return weights
+            for name, logits in parameters.items()
+        }
 
     def forward(self, features: Mapping[str, Tensor], weights: Mapping[str, Tensor], context: ForwardContext) -> Tensor:
         """Logits of 'fake'.
@@ -179,10 +210,11 @@ class Supernet(nn.Module):
             [P, B].
         """
         space = self.space
-        reshaped = [layer(features[name], context) for layer, name in zip(self.reshape, space.features, strict=True)]
+        clips = len(next(iter(features.values())))
+        context = context.with_masks(self._dropouts, (clips, space.length, space.channels))
         # Weights of Identity [P, edges], split by the cell or step that the edges lead to.
         alpha = weights["alpha"][..., IDENTITY].split(self._edges_per_cell, dim=1)
-        from_features = self._mix_features(reshaped, alpha)
+        from_features = self._mix_features([features[name] for name in space.features], alpha, context)
         beta = weights["beta"][..., IDENTITY].split(self._edges_per_step, dim=1)
         gamma = weights["gamma"].unflatten(1, (space.num_cells, space.num_steps))
 
@@ -190,15 +222,22 @@ class Supernet(nn.Module):
         for number, cell in enumerate(self.cells):
             x = from_features[number]
             if space.earlier_cells:
-                x = _mix(outputs, alpha[number][:, len(reshaped) :].unbind(dim=1), x)
+                for output, weight in zip(outputs, alpha[number][:, len(space.features) :].unbind(dim=1), strict=True):
+                    x = torch.addcmul(x, output, weight.view(-1, 1, 1, 1))
             steps = beta[number * space.num_steps : (number + 1) * space.num_steps]
             outputs.append(cell(x, steps, gamma[:, number], context))
         return self.head(outputs)
 
-    def _mix_features(self, reshaped: Sequence[Tensor], alpha: Sequence[Tensor]) -> list[Tensor]:
+    def _mix_features(
+        self, features: Sequence[Tensor], alpha: Sequence[Tensor], context: ForwardContext
+    ) -> list[Tensor]:
         """The features' share of every cell's input, each [P, B, L, C]; one pass over the features for all cells."""
-        count = len(reshaped)
-        stacked = torch.stack(list(reshaped), dim=1)
-        weights = torch.stack([edge[:, :count] for edge in alpha], dim=1)
-        mixed = torch.bmm(weights, stacked.flatten(start_dim=2)).view(len(stacked), len(alpha), *stacked.shape[2:])
-        return list(mixed.unbind(dim=1))
+        edges = [cell.unbind(dim=1) for cell in alpha]
+        total: Tensor | None = None
+        for indices, group in reshape_features(list(self.reshape), features, context):  # type: ignore[arg-type]
+            shape = group.shape[1:]
+            weights = torch.stack([cell[i] for cell in edges for i in indices], dim=1).unflatten(1, (len(edges), -1))
+            nodes = group.flatten(start_dim=2).transpose(0, 1)
+            total = torch.bmm(weights, nodes) if total is None else torch.baddbmm(total, weights, nodes)
+        assert total is not None, "there is no feature"
+        return list(total.view(len(total), len(edges), *shape[1:]).unbind(dim=1))

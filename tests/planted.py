@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,17 @@ LENGTH = 4
 SPLIT_SUBJECTS = {"train": 24, "dev": 12, "test": 12}
 
 
-def make_features(folder: Path, *, strength: float = 1.5, seed: int = 0) -> tuple[str, str]:
+def make_features(
+    folder: Path, *, strength: float = 1.5, seed: int = 0, subjects: Mapping[str, int] = SPLIT_SUBJECTS
+) -> tuple[str, str]:
     """Write `folder`/features and `folder`/manifest; returns their paths.
 
-    48 subjects with a clip of each category. `visual.layer3` tells fake video (C, D) and `audio.layer2` fake sound
-    (B, D) from real by a shift of `strength` standard deviations along one direction; the others are noise.
+    48 subjects, or `subjects` of each split, with a clip of each category. `visual.layer3` tells fake video (C, D) and
+    `audio.layer2` fake sound (B, D) from real by a shift of `strength` standard deviations along one direction; the
+    others are noise.
     """
     random = np.random.default_rng(seed)
-    splits = [split for split, count in SPLIT_SUBJECTS.items() for _ in range(count)]
+    splits = [split for split, count in subjects.items() for _ in range(count)]
     clips = [(subject, split, category) for subject, split in enumerate(splits) for category in "ABCD"]
     rows = [
         {

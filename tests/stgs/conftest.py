@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stgs import layers, operations
+from tests.planted_clips import planted_clips
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,10 @@ class Pair:
     def load(self, member: int) -> None:
         """Give the plain parameter the member's values."""
         self.plain.data.copy_(self.convert(self.ours.detach()[member]))
+
+    def gradient(self, member: int) -> Tensor:
+        """The member's gradient in the plain form; 0 where stgs computes none: a bias that normalisation takes out."""
+        return torch.zeros_like(self.plain) if self.ours.grad is None else self.convert(self.ours.grad[member])
 
 
 def pair_convolution(plain: nn.Conv1d, ours: layers.MemberLinear) -> list[Pair]:
@@ -170,23 +175,6 @@ class PlainHead(nn.Module):
             ),
             Pair(self.classifier.bias, ours.classifier.bias, lambda b: b[0]),
         ]
-
-
-def planted_clips(
-    seed: int, num_clips: int, names: list[str], informative: list[str], *, strength: float = 0.5
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Features of noise, C 16 and L 4, two of which carry independent additive evidence; half of the clips are fake."""
-    random = np.random.default_rng(seed)
-    labels = random.permutation(np.arange(num_clips) % 2).astype(np.int8)
-    columns = {}
-    for index, name in enumerate(names):
-        x = random.standard_normal((num_clips, 16, 4))
-        if name in informative:
-            direction = np.random.default_rng(100 + index).standard_normal(16)
-            direction /= np.linalg.norm(direction)
-            x += strength * (2 * labels[:, None, None] - 1) * direction[None, :, None]
-        columns[name] = x.astype(np.float16)
-    return columns, labels
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import ClassVar
 from urllib.error import URLError
 
 import pytest
@@ -12,14 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from stgs.backbone_base import Backbone, build_backbone, weights_digest
+from stgs.backbone_resnet import ResNet18
 from stgs.backbones import (
+    BACKBONES,
     IMAGE_DEVIATION,
     IMAGE_MEAN,
     BackboneConfig,
     FeatureExtractor,
-    build_resnet,
     fetch_weights,
-    weights_digest,
 )
 from stgs.config import InputError
 
@@ -105,9 +107,72 @@ def test_taps_are_chosen_and_ordered() -> None:
 
 def test_one_channel_is_the_response_to_a_grey_picture() -> None:
     grey = torch.randn(2, 1, 48, 48)
-    one, three = build_resnet("resnet18", "random:5", 1), build_resnet("resnet18", "random:5", 3)
+    one, three = (build_backbone(ResNet18, "random:5", in_channels) for in_channels in (1, 3))
     assert one.conv1.weight.shape == (64, 1, 7, 7)
-    assert torch.allclose(one(grey), three(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+    expected = three(grey.expand(-1, 3, -1, -1))
+    for tap, maps in one(grey).items():
+        assert torch.allclose(maps, expected[tap], rtol=1e-4, atol=1e-4)
+
+
+def test_segments_of_a_spectrogram_are_pictures_of_their_own() -> None:
+    segments = 3
+    extractor = FeatureExtractor(config(length=segments, audio_segments=segments))
+    frames, spectrogram = clips(2)
+    found = extractor(frames[:, :segments], spectrogram)
+    size = S // segments
+    for clip in range(2):
+        sound = (spectrogram[clip] - spectrogram[clip].mean()) / spectrogram[clip].std()
+        maps = [plain_taps("resnet18", 2, sound[None, None, i * size : (i + 1) * size]) for i in range(segments)]
+        for tap in ("layer2", "layer3", "layer4"):
+            expected = torch.stack([taps[tap][0].amax(dim=(1, 2)) for taps in maps], dim=1)
+            assert torch.allclose(found[f"audio.{tap}"][clip].float(), expected, rtol=2.0**-10, atol=1e-3)
+        mean = torch.stack([taps["layer4"][0].mean(dim=(1, 2)) for taps in maps]).mean(dim=0)
+        assert torch.allclose(found["audio.pooled"][clip].float(), mean, rtol=2.0**-10, atol=1e-3)
+    with pytest.raises(InputError, match=f"95 frames, which audio_segments {segments} does not divide"):
+        extractor(frames[:, :segments], spectrogram[:, :95])
+
+
+class Stripes(Backbone):
+    """An own backbone: one convolution, two taps."""
+
+    taps: ClassVar = {"edges": 6, "pooled": 6}
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__(in_channels)
+        self.convolution = torch.nn.Conv2d(in_channels, 6, kernel_size=5, stride=2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = torch.relu(self.convolution(x))
+        return {"edges": maps, "pooled": maps}
+
+
+def test_an_own_backbone_needs_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(BACKBONES, "stripes", Stripes)
+    chosen = config(visual="stripes", taps=("edges", "layer3", "pooled"))
+    assert chosen.features == {"visual.edges": 6, "visual.pooled": 6, "audio.layer3": 256, "audio.pooled": 512}
+    frames, spectrogram = clips(1)
+    extractor = FeatureExtractor(chosen)
+    found = extractor(frames, spectrogram)
+    assert list(found) == list(chosen.features)
+    pictures = (frames[0] / 255 - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_DEVIATION)[
+        :, None, None
+    ]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        plain = torch.nn.Conv2d(3, 6, kernel_size=5, stride=2)
+    edges = torch.relu(plain(pictures)).amax(dim=(2, 3)).T
+    assert torch.allclose(found["visual.edges"][0].float(), edges, rtol=2.0**-10, atol=1e-4)
+
+    torch.save(extractor.visual.state_dict(), tmp_path / "stripes.pt")
+    path = str(tmp_path / "stripes.pt")
+    again = FeatureExtractor(config(visual="stripes", visual_weights=path, taps=("edges", "pooled")))
+    with pytest.raises(
+        InputError, match="taps is \\['layer4'\\], but stripes has none of these; choose from edges, pooled"
+    ):
+        config(visual="stripes", taps=("layer4",))
+    assert torch.equal(again(frames, spectrogram)["visual.edges"], found["visual.edges"])
+    with pytest.raises(InputError, match="Stripes has no imagenet weights"):
+        fetch_weights(config(visual="stripes", visual_weights="imagenet", taps=("pooled",)))
 
 
 def test_clip_alone_equals_clip_in_a_batch(extractor: FeatureExtractor) -> None:
@@ -139,10 +204,27 @@ def test_named_statistics_are_used(extractor: FeatureExtractor, tmp_path: Path) 
     mean, deviation = torch.rand(F), 0.5 + torch.rand(F)
     path = tmp_path / "statistics.json"
     path.write_text(json.dumps({"mean": mean.tolist(), "deviation": deviation.tolist()}))
-    found = FeatureExtractor(config(spectrogram_statistics=str(path)))(frames, spectrogram)
+    normalising = FeatureExtractor(config(spectrogram_statistics=str(path)))
+    found = normalising(frames, spectrogram)
     maps = plain_taps("resnet18", 2, ((spectrogram - mean) / deviation)[:, None])
     expected = functional.adaptive_max_pool1d(maps["layer3"].amax(dim=3), T)
     assert torch.allclose(found["audio.layer3"].float(), expected, rtol=2.0**-10, atol=1e-3)
+    # They go where the backbones go, and are no part of a state.
+    assert normalising.state_dict().keys() == extractor.state_dict().keys()
+    assert all(buffer.device.type == "meta" for buffer in normalising.to("meta").buffers())
+
+
+def test_the_pooling_passes_gradients_and_forward_does_not(extractor: FeatureExtractor) -> None:
+    inputs = clips(2)
+    cached = extractor(*inputs)
+    trained = FeatureExtractor(config()).requires_grad_(True)
+    pooled = trained.pooled_taps(*inputs)
+    assert not any(x.requires_grad for x in trained(*inputs).values())
+    for name, value in pooled.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value.half(), cached[name])
+    sum(value.sum() for value in pooled.values()).backward()
+    assert all(bool((p.grad != 0).any()) for p in trained.parameters())
 
 
 def test_backbones_are_frozen_and_in_evaluation(extractor: FeatureExtractor) -> None:
@@ -156,7 +238,7 @@ def test_backbones_are_frozen_and_in_evaluation(extractor: FeatureExtractor) -> 
 
 def test_random_weights_are_seeded_and_leave_the_generator_alone() -> None:
     state = torch.get_rng_state()
-    one, two, other = (build_resnet("resnet18", f"random:{seed}", 3) for seed in (7, 7, 8))
+    one, two, other = (build_backbone(ResNet18, f"random:{seed}", 3) for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(one.layer4[1].conv2.weight, two.layer4[1].conv2.weight)
     assert not torch.equal(one.layer4[1].conv2.weight, other.layer4[1].conv2.weight)
@@ -182,7 +264,8 @@ def test_weights_from_a_file(layout: str, tmp_path: Path) -> None:
     grey = torch.randn(1, 1, 48, 48)
     with torch.no_grad():
         expected = source(grey.expand(-1, 3, -1, -1))
-    assert torch.allclose(build_resnet("resnet18", str(path), 1)(grey), expected, rtol=1e-4, atol=1e-4)
+    found = build_backbone(ResNet18, str(path), 1)(grey)["pooled"].mean(dim=(2, 3))
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert weights_digest(str(path)) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert weights_digest("random:0") == "random:0"
 
@@ -195,7 +278,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     state = torchvision.models.resnet18(weights=None).state_dict()
     for stored, named in (
-        (torchvision.models.resnet50(weights=None).state_dict(), "do not fit resnet18"),
+        (torchvision.models.resnet50(weights=None).state_dict(), "do not fit ResNet18"),
         (torchvision.models.resnet34(weights=None).state_dict(), "unexpected"),
         ({name: t for name, t in state.items() if not name.startswith("layer3")}, "missing"),
         ({"model": state}, r"no conv1\.weight"),
@@ -204,10 +287,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ):
         torch.save(stored, path)
         with pytest.raises(InputError, match=named):
-            build_resnet("resnet18", str(path), 3)
+            build_backbone(ResNet18, str(path), 3)
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="cannot be read"):
-        build_resnet("resnet18", str(path), 3)
+        build_backbone(ResNet18, str(path), 3)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +301,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"taps": ()}, "taps"),
         ({"taps": ("layer1",)}, "taps"),
         ({"length": 0}, "length"),
+        ({"audio_segments": 3}, "audio_segments is 3, but it must be 0, or the length, 4"),
         ({"visual_weights": "random:"}, "visual_weights"),
         ({"visual_weights": "random:-1"}, "visual_weights"),
         ({"audio_weights": "nowhere.pt"}, "audio_weights is 'nowhere.pt'"),

@@ -6,6 +6,7 @@ import torch
 
 from stgs.clips import ClipSet, require_features
 from stgs.config import InputError
+from stgs.parallel import Workers
 
 N, C, L = 10, 3, 4
 
@@ -84,3 +85,19 @@ def test_features_must_fit_the_space() -> None:
     ):
         with pytest.raises(InputError, match=named):
             require_features(clips, features, length)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_batch_is_dealt_out_to_the_workers(world: int) -> None:
+    clips = ClipSet(columns(), LABELS, members=2)
+    index = np.array([7, 0, 3, 9])
+    whole = clips.batch(index)
+    assert whole.clips == 4
+    for rank in range(world):
+        batch = clips.batch(index, Workers(rank, world))
+        assert batch.clips == 4
+        assert torch.equal(batch.labels, whole.labels[:, rank::world])
+        for name, x in batch.features.items():
+            assert torch.equal(x, whole.features[name][rank::world])
+    with pytest.raises(InputError, match="4 clips, but there are 5 workers"):
+        clips.batch(index, Workers(0, 5))

@@ -6,9 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from stgs.decoding import decode, entropies, maximum_entropies
-from stgs.genotype import Genotype, genotype_from_json
-from stgs.search_space import SearchSpace, search_space
+from stgs import decoding
+from stgs.config import InputError
+from stgs.cost import smallest_parameters
+from stgs.decoding import decode, entropies, maximum_entropies, softmax
+from stgs.genotype import CellGene, Genotype, StepGene, count_parameters, genotype_from_json
+from stgs.search_space import RELEASED_FEATURES, SearchSpace, search_space
 
 FEATURES = {"visual.a": 2, "visual.b": 2, "audio.a": 2, "audio.b": 2}
 
@@ -132,6 +135,105 @@ def test_random_logits_decode_as_a_plain_search_does(preset: str, scale: float) 
         assert all(step.operation != "zero" for cell in genotype.cells for step in cell.steps)
         assert genotype_from_json(genotype.to_json()) == genotype
         assert (genotype.features, genotype.channels, genotype.length) == (features, space.channels, space.length)
+
+
+SIZES = {"visual.a": 9, "visual.b": 3, "audio.a": 14, "audio.b": 5}
+
+
+def all_inputs(space: SearchSpace, before: tuple = ()) -> list[tuple]:
+    """Every sequence of the cells' pairs that the rule of unused inputs allows."""
+    if len(before) == space.num_cells:
+        return [before]
+    used = set(itertools.chain(*before))
+    pairs = list(itertools.combinations(space.cell_inputs(len(before)), 2))
+    fresh = [pair for pair in pairs if set(pair) - used] or pairs
+    return [found for pair in fresh for found in all_inputs(space, (*before, pair))]
+
+
+def by_enumeration(logits: dict[str, np.ndarray], space: SearchSpace, edges: list) -> list[tuple[float, Genotype]]:
+    """(product of the probabilities, genotype) of all that decoding may give, with these edges inside the cells."""
+    p = {name: softmax(values) for name, values in logits.items()}
+    operations = [(k, name) for k, name in enumerate(space.operations) if name != "zero"]
+    found = []
+    for pairs in all_inputs(space):
+        chosen = [p["alpha"][space.alpha_edges.index((c, name)), 0] for c, pair in enumerate(pairs) for name in pair]
+        for names in itertools.product(operations, repeat=len(space.gamma_steps)):
+            score = math.prod(chosen) * math.prod(p["gamma"][row, k] for row, (k, _) in enumerate(names))
+            steps = iter(StepGene(name, edge) for (_, name), edge in zip(names, edges, strict=True))
+            cells = tuple(CellGene(pair, tuple(next(steps) for _ in range(space.num_steps))) for pair in pairs)
+            found.append((score, Genotype(dict(space.features), space.channels, space.length, cells)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("default", {"operations": ("zero", "sum", "concat_fc")}),
+        ("default", {"num_cells": 3, "num_steps": 1, "operations": ("attention", "linear_glu")}),
+        ("released", {"num_steps": 1}),
+        ("released", {"num_cells": 3, "num_steps": 1, "operations": ("concat_fc", "sum")}),
+    ],
+)
+def test_under_a_limit_the_most_probable_genotype_that_fits_is_found(preset: str, changes: dict) -> None:
+    random = np.random.default_rng(1)
+    for scale in (1e-3, 2.0):
+        space = search_space(preset, SIZES, channels=3, length=2, **changes)
+        logits = {name: scale * random.standard_normal(shape) for name, shape in space.shapes().items()}
+        plain = decode(logits, space)
+        edges = [step.inputs for cell in plain.cells for step in cell.steps]
+        candidates = [(score, count_parameters(one), one) for score, one in by_enumeration(logits, space, edges)]
+        counts = sorted({count for _, count, _ in candidates})
+        assert decode(logits, space, max_parameters=count_parameters(plain)) == plain
+        for limit in [counts[0], *random.choice(counts, 8), count_parameters(plain) - 1]:
+            if limit < counts[0] or limit >= count_parameters(plain):
+                continue
+            found = decode(logits, space, max_parameters=int(limit))
+            score, best = max(((score, one) for score, count, one in candidates if count <= limit), key=lambda c: c[0])
+            assert found == best, (limit, score)
+        with pytest.raises(InputError, match=f"smallest found network of this space has {counts[0]};"):
+            decode(logits, space, max_parameters=counts[0] - 1)
+
+
+def test_of_equally_probable_genotypes_that_fit_the_first_in_order_is_found() -> None:
+    space = search_space("released", SIZES, channels=3, length=2)
+    # The plain rule takes (visual.a, visual.b), (visual.a, audio.a). With audio.b in the place of audio.a two other
+    # pairs fit, too: cell 1 takes the first, cell 2 the first of those with the third feature.
+    limit = count_parameters(decode(flat(space), space)) - (SIZES["audio.a"] - SIZES["audio.b"]) * 3
+    found = decode(flat(space), space, max_parameters=limit)
+    assert inputs(found) == [("visual.a", "visual.b"), ("visual.a", "audio.b")]
+    assert {step.operation for cell in found.cells for step in cell.steps} == {"sum"}
+
+
+def test_a_limit_in_the_paper_s_space_keeps_what_does_not_cost() -> None:
+    space = search_space("default", RELEASED_FEATURES)
+    logits = flat(space)
+    # Everything is decided; the two visual features of cell 1 and the GLUs are what costs most.
+    logits["alpha"][:, 0] = -10
+    for row in (space.alpha_edges.index(edge) for edge in [(0, "visual.layer4"), (0, "visual.pooled")]):
+        logits["alpha"][row, 0] = 3
+    logits["alpha"][space.alpha_edges.index((1, "cell1")), 0] = 5
+    logits["alpha"][space.alpha_edges.index((1, "visual.pooled")), 0] = 5
+    logits["gamma"][:, space.operations.index("linear_glu")] = 3
+    plain = decode(logits, space)
+    assert inputs(plain) == [("visual.layer4", "visual.pooled"), ("visual.pooled", "cell1")]
+    # 100,000 fewer: two GLUs of 66,304 become something else. One input less would do, too, but is less probable.
+    found = decode(logits, space, max_parameters=count_parameters(plain) - 100_000)
+    assert inputs(found) == inputs(plain)
+    operations = [step.operation for cell in found.cells for step in cell.steps]
+    assert operations.count("linear_glu") == 2
+    assert count_parameters(found) <= count_parameters(plain) - 100_000
+
+
+def test_a_space_too_large_to_search_whole_still_gets_a_genotype_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = search_space("released", {f"visual.f{i}": 5 + i for i in range(9)}, num_cells=4, num_steps=1, channels=3)
+    random = np.random.default_rng(0)
+    logits = {name: random.standard_normal(shape) for name, shape in space.shapes().items()}
+    limit = smallest_parameters(space)
+    exact = decode(logits, space, max_parameters=limit + 20)
+    monkeypatch.setattr(decoding, "MAX_CANDIDATES", 36 * 4)
+    for more in (0, 20):
+        assert count_parameters(decode(logits, space, max_parameters=limit + more)) <= limit + more
+    assert count_parameters(exact) <= limit + 20
 
 
 def test_entropies_equal_the_formula_and_have_their_maxima() -> None:

@@ -120,7 +120,7 @@ def test_found_network_equals_a_plain_one(genotype: Genotype, training: bool, pl
         assert torch.allclose(logits[member], expected, rtol=1e-9, atol=1e-11)
         (expected * upstream[member]).sum().backward()
         for pair in pairs:
-            assert torch.allclose(pair.convert(pair.ours.grad[member]), pair.plain.grad, rtol=1e-7, atol=1e-10)
+            assert torch.allclose(pair.gradient(member), pair.plain.grad, rtol=1e-7, atol=1e-10)
 
 
 def test_networks_side_by_side_equal_networks_alone() -> None:

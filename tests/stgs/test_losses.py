@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stgs.config import InputError
-from stgs.losses import balanced_cross_entropy, class_weights
+from stgs.losses import balanced_cross_entropy, class_weights, num_correct
 
 
 def test_class_weights_give_both_classes_the_same_total() -> None:
@@ -49,3 +49,16 @@ def test_loss_of_extreme_logits_is_finite() -> None:
     loss.sum().backward()
     assert float(loss.detach()[0]) == pytest.approx(1e4)
     assert logits.grad[0].tolist() == [0.5, -0.5]
+
+
+def test_workers_parts_add_up_to_the_mean() -> None:
+    logits, labels, weights = torch.randn(2, 7), torch.randint(0, 2, (2, 7)), torch.rand(2, 2)
+    parts = [balanced_cross_entropy(logits[:, r::3], labels[:, r::3], weights, clips=7) for r in range(3)]
+    assert torch.allclose(sum(parts), balanced_cross_entropy(logits, labels, weights))
+
+
+def test_correct_clips_are_counted_by_member() -> None:
+    logits = torch.tensor([[0.1, -0.1, 0.0, 0.0], [3.0, 3.0, 3.0, -3.0]])
+    labels = torch.tensor([[1, 1, 0, 1], [1, 0, 1, 0]], dtype=torch.int8)
+    # A clip on the line, P(fake) = 0.5, counts as real.
+    assert num_correct(logits, labels).tolist() == [2.0, 3.0]

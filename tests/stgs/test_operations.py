@@ -37,7 +37,9 @@ def test_operation_equals_the_plain_layer(name: str, training: bool, plain: Simp
     assert z.shape == (P, B, L, C)
     inputs = [x, y, *operation.parameters()]
     gradients = (
-        torch.autograd.grad((z * upstream).sum(), inputs) if z.requires_grad else [torch.zeros_like(t) for t in inputs]
+        torch.autograd.grad((z * upstream).sum(), inputs, materialize_grads=True)
+        if z.requires_grad
+        else [torch.zeros_like(t) for t in inputs]
     )
     assert all(bool(torch.isfinite(g).all()) for g in gradients)
     for member in range(P):
@@ -68,7 +70,8 @@ def test_the_same_state_twice_equals_two_equal_states(name: str, dropout: float,
     results = []
     for second in (x, x.clone()):
         y = operation(x, second, context(training))
-        gradients = torch.autograd.grad((y * upstream).sum(), [x, *parameters]) if y.requires_grad else []
+        leaves = [x, *parameters]
+        gradients = torch.autograd.grad((y * upstream).sum(), leaves, materialize_grads=True) if y.requires_grad else []
         results.append([y, *gradients])
     for shortcut, general in zip(*results, strict=True):
         assert torch.allclose(shortcut, general, atol=1e-5)

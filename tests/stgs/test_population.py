@@ -1,10 +1,8 @@
-"""Searches of a population: members against searches of their own, resume, stopping, and planted features."""
+"""Searches of a population: what an epoch does and says, options, warnings, and planted features."""
 
-import io
 import math
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,121 +11,19 @@ import torch
 from stgs import population
 from stgs.clips import ClipSet
 from stgs.config import InputError, SearchConfig
+from stgs.genotype import count_parameters
 from stgs.layers import ForwardContext
 from stgs.metrics import auc
 from stgs.population import PopulationSearch
 from stgs.schedule import learning_rate
 from stgs.search_space import search_space
 from stgs.supernet import Member
-
-NAMES = ["visual.f0", "visual.f1", "audio.f0", "audio.f1"]
-INFORMATIVE = ["visual.f1", "audio.f0"]
-MEMBERS = [Member(10.0, 15, 3), Member(0.5, 2, 8), Member(20.0, 5, 4), Member(5.0, 20, 12)]
-TRAIN, DEV = 96, 80
-
-Build = Callable[..., PopulationSearch]
+from tests.populations import DEV, MEMBERS, NAMES, Build, build_search, run
 
 
 @pytest.fixture
-def build(planted: Callable) -> Build:
-    """A small search with dropout; keyword arguments change the configuration."""
-
-    def search(
-        members: list[Member],
-        *,
-        preset: str = "default",
-        estimator: str = "stgs",
-        flip: list[int] | None = None,
-        **config: Any,
-    ) -> PopulationSearch:
-        splits = []
-        for seed, size in ((1, TRAIN), (2, DEV)):
-            columns, labels = planted(seed, size, NAMES, INFORMATIVE)
-            if flip is not None:  # members with labels of their own
-                labels = np.stack([1 - labels if f else labels for f in flip])
-            splits.append(ClipSet(columns, labels, members=len(members)))
-        return PopulationSearch(
-            search_space(preset, dict.fromkeys(NAMES, 16), channels=8, length=4),
-            members,
-            estimator=estimator,
-            config=SearchConfig(**{"epochs": 4, "batch_size": 32, "dropout": 0.3, **config}),
-            train=splits[0],
-            dev=splits[1],
-        )
-
-    return search
-
-
-def run(search: PopulationSearch, epochs: int | None = None) -> PopulationSearch:
-    while not search.finished and (epochs is None or search.epoch < epochs):
-        search.run_epoch()
-    return search
-
-
-LOSSES = ("train_loss", "architecture_loss", "dev_loss")
-
-
-@pytest.mark.parametrize("preset", ["default", "released"])
-@pytest.mark.parametrize("estimator", ["stgs", "softmax"])
-def test_member_of_a_pack_equals_the_point_alone(build: Build, preset: str, estimator: str) -> None:
-    pack = run(build(MEMBERS, preset=preset, estimator=estimator))
-    for index, member in enumerate(MEMBERS):
-        alone = run(build([member], preset=preset, estimator=estimator))
-        assert alone.results()[0].genotype == pack.results()[index].genotype
-        rows = [row for row in pack.rows if row["member"] == index]
-        assert len(rows) == len(alone.rows) == 4
-        for together, own in zip(rows, alone.rows, strict=True):
-            for name in LOSSES:
-                assert together[name] == pytest.approx(own[name], rel=1e-5), name
-    # The members differ, so equality above is not that of a constant.
-    assert len({row["train_loss"] for row in pack.rows}) == len(pack.rows)
-
-
-def test_member_with_its_own_labels_equals_the_point_alone(build: Build) -> None:
-    pack = run(build(MEMBERS[:2], flip=[0, 1], estimator="softmax"), 2)
-    alone = run(build(MEMBERS[1:2], flip=[1], estimator="softmax"), 2)
-    for together, own in zip([row for row in pack.rows if row["member"] == 1], alone.rows, strict=True):
-        assert [together[name] for name in LOSSES] == pytest.approx([own[name] for name in LOSSES], rel=1e-5)
-
-
-def through_a_file(state: dict) -> dict:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
-@pytest.mark.parametrize("stop_after", [1, 3])
-def test_resumed_search_is_the_uninterrupted_one_bit_for_bit(build: Build, stop_after: int) -> None:
-    kwargs = {"epochs": 5, "clip_norm": 1.0, "patience": 2}
-    whole = run(build(MEMBERS, **kwargs))
-    state = through_a_file(run(build(MEMBERS, **kwargs), stop_after).state_dict())
-    resumed = build(MEMBERS, **kwargs)
-    resumed.load_state_dict(state)
-    assert resumed.epoch == stop_after
-    run(resumed)
-    assert resumed.rows == whole.rows
-    assert resumed.results() == whole.results()
-    for (name, a), (_, b) in zip(
-        whole.supernet.state_dict().items(), resumed.supernet.state_dict().items(), strict=True
-    ):
-        assert torch.equal(a, b), name
-
-
-def test_the_same_search_twice_gives_the_same_bits(build: Build) -> None:
-    one, two = (run(build(MEMBERS), 2) for _ in range(2))
-    assert one.rows == two.rows
-    other = run(build(MEMBERS, data_seed=1), 2)
-    assert all(a["train_loss"] != b["train_loss"] for a, b in zip(one.rows, other.rows, strict=True))
-
-
-def test_states_that_do_not_fit_are_refused(build: Build) -> None:
-    state = build(MEMBERS).state_dict()
-    for others in (MEMBERS[:2], MEMBERS[::-1]):
-        with pytest.raises(InputError, match=r"the state holds the members .*, but the pack has"):
-            build(others).load_state_dict(state)
-    with pytest.raises(InputError, match="version 99"):
-        build(MEMBERS).load_state_dict({**state, "version": 99})
+def build() -> Build:
+    return build_search
 
 
 def test_rows_say_what_happened(build: Build) -> None:
@@ -167,7 +63,9 @@ def test_an_epoch_reads_every_clip_once_in_two_orders(build: Build, monkeypatch:
     search.train = search.dev  # of one size, so that the orders could be the same
     read: list[list[int]] = []
     original = ClipSet.batch
-    monkeypatch.setattr(ClipSet, "batch", lambda clips, index: read.append(index.tolist()) or original(clips, index))
+    monkeypatch.setattr(
+        ClipSet, "batch", lambda clips, index, *rest: read.append(index.tolist()) or original(clips, index, *rest)
+    )
     search.run_epoch()
     # Three weight and three architecture updates in turn, then the evaluation.
     orders = [[*chain(*read[start:6:2])] for start in (0, 1)]
@@ -211,38 +109,69 @@ def test_best_epoch_decides_and_ties_go_to_the_later(build: Build, monkeypatch: 
     assert result.genotype == genotypes[3] != genotypes[4]
 
 
-def test_decided_members_stop_and_the_others_go_on(build: Build) -> None:
-    # Logits of scale 3 are decided; a vanishing learning rate and no decay keep every architecture where it is.
-    still = {"architecture_learning_rate": 1e-9, "architecture_weight_decay": 0.0, "initial_logit_scale": 3.0}
-    search = build(MEMBERS[:2], epochs=8, patience=2, **still)
-    with torch.no_grad():
-        for logits in search.supernet.architecture_parameters().values():
-            logits[1] *= 1e-3  # undecided
-    run(search)
-    first, second = search.results()
-    # Epoch 1 has nothing before it, so epochs 2 and 3 are the first two without movement.
-    assert (first.metrics["epochs"], first.metrics["stopped_early"]) == (3, True)
-    assert (second.metrics["epochs"], second.metrics["stopped_early"]) == (8, False)
-    assert [row["epoch"] for row in search.rows if row["member"] == 0] == [1, 2, 3]
-    assert first.metrics["best_epoch"] <= 3
-    alone = run(build(MEMBERS[:1], epochs=8, patience=2, **still))
-    assert alone.epoch == 3
-    assert alone.finished
-    assert alone.results()[0].genotype == first.genotype
+def test_temperatures_follow_their_schedule(build: Build) -> None:
+    search = run(build(MEMBERS, epochs=4, temperature_schedule="exponential", final_temperature=2.0))
+    # The last update of epoch e starts when e - 1 + 3/3 epochs are done; three weight updates an epoch.
+    for row in search.rows:
+        start = MEMBERS[row["member"]].temperature
+        assert row["temperature"] == pytest.approx(start * (2.0 / start) ** (row["epoch"] / 4), rel=1e-6)
+    constant = run(build(MEMBERS, epochs=1))
+    assert [row["temperature"] for row in constant.rows] == [member.temperature for member in MEMBERS]
+    # The temperature shapes the gradient.
+    first = [row["gradient_norm_alpha"] for row in search.rows if row["epoch"] == 1]
+    assert first != [row["gradient_norm_alpha"] for row in constant.rows]
 
 
-def test_moving_members_do_not_stop(build: Build) -> None:
-    search = run(build(MEMBERS[:1], epochs=6, patience=1, architecture_learning_rate=0.1, initial_logit_scale=3.0))
-    changes = np.abs(np.diff([row["normalised_entropy_alpha"] for row in search.rows]))
-    assert (changes > population.STILL_ENTROPY).all()
-    assert not search.results()[0].metrics["stopped_early"]
+def test_expected_parameters_in_the_loss_make_smaller_networks(build: Build) -> None:
+    options = {"epochs": 4, "architecture_learning_rate": 0.1, "dropout": 0.0}
+    free, held = (run(build(MEMBERS, parameter_weight=weight, **options)) for weight in (0.0, 10.0))
+    sizes = [
+        np.mean([count_parameters(result.genotype) for result in search.results() if result.genotype is not None])
+        for search in (free, held)
+    ]
+    assert sizes[1] < sizes[0]
 
 
-def test_undecided_and_changing_members_are_said_to_have_hardly_moved(build: Build) -> None:
-    (undecided,) = run(build(MEMBERS[:1])).results()
-    assert undecided.metrics["hardly_moved"]
-    (decided,) = run(build(MEMBERS[:1], initial_logit_scale=3.0)).results()
-    assert not decided.metrics["hardly_moved"]
+def test_a_limit_on_parameters_holds_for_every_genotype(build: Build) -> None:
+    free = [count_parameters(result.genotype) for result in run(build(MEMBERS, epochs=2)).results()]
+    limit = min(free) - 1
+    limited = run(build(MEMBERS, epochs=2, max_parameters=limit))
+    assert all(count_parameters(result.genotype) <= limit for result in limited.results())
+    with pytest.raises(InputError, match="max_parameters"):
+        build(MEMBERS, max_parameters=10)
+
+
+def test_rows_hold_every_probability(build: Build) -> None:
+    search = build(MEMBERS, initial_logit_scale=1.0)
+    rows = search.run_epoch()
+    logits = search.logits()
+    for row in rows:
+        for name in ("alpha", "beta"):
+            identity = [value for key, value in row.items() if key.startswith(f"{name}/")]
+            expected = torch.softmax(torch.tensor(logits[name][row["member"]]), dim=-1)[:, 0]
+            assert identity == pytest.approx(expected.tolist(), rel=1e-12)
+        operations = [row[f"gamma/cell1/step1/{operation}"] for operation in search.space.operations]
+        assert sum(operations) == pytest.approx(1.0)
+        assert row["decay_norm_beta"] == pytest.approx(1e-3 * np.linalg.norm(logits["beta"][row["member"]]))
+        assert 0 < row["train_accuracy"] <= 1
+        assert 0 < row["architecture_accuracy"] <= 1
+    scores, _ = search.dev_scores()
+    right = ((scores > 0) == search.dev.labels.numpy()).mean(axis=1)
+    assert [row["dev_accuracy"] for row in rows] == right.tolist()
+
+
+def test_the_released_sampler_is_named_for_its_lost_gradient(build: Build) -> None:
+    """At its own settings; straight-through samples at the same settings are not."""
+    member = [Member(10.0, 15, 0)]
+    options = {"epochs": 12, "preset": "released"}
+    (released,) = run(build(member, estimator="released", **options)).results()
+    (ours,) = run(build(member, **options)).results()
+    assert released.metrics["gradient_lost"] == "alpha gamma"
+    assert "alpha" in released.metrics["entropy_unmoved"]
+    assert (ours.metrics["gradient_lost"], ours.metrics["entropy_unmoved"]) == ("", "")
+    # A term for the parameters moves the logits, but it is no gradient of the data.
+    held = run(build(member, estimator="released", preset="released", epochs=2, parameter_weight=0.1))
+    assert held.results()[0].metrics["gradient_lost"] == "alpha gamma"
 
 
 def test_no_result_before_the_first_epoch(build: Build) -> None:

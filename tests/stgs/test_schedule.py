@@ -1,13 +1,21 @@
-"""Learning rates against torch's scheduler; batches as a partition; the order of updates."""
+"""Learning rates against torch's scheduler; temperatures; batches as a partition; the order of updates."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from stgs.config import WeightSchedule
-from stgs.schedule import ARCHITECTURE, WEIGHTS, epoch_batches, learning_rate, update_order
+from stgs.config import TEMPERATURE_SCHEDULES, InputError, WeightSchedule
+from stgs.schedule import (
+    ARCHITECTURE,
+    WEIGHTS,
+    epoch_batches,
+    learning_rate,
+    scheduled_temperature,
+    update_order,
+)
 
 
 @pytest.mark.parametrize(("first", "multiplier"), [(1, 2), (3, 1), (5, 2), (2, 3)])
@@ -68,3 +76,60 @@ def test_spread_is_even(weight: int, architecture: int) -> None:
 
 def test_released_order_puts_architecture_updates_last() -> None:
     assert update_order(3, 2, "epoch") == [WEIGHTS] * 3 + [ARCHITECTURE] * 2
+
+
+INITIAL = torch.tensor([20.0, 1.0, 0.5, 10.0])
+
+
+@pytest.mark.parametrize("schedule", TEMPERATURE_SCHEDULES)
+def test_temperature_starts_at_the_members_own_and_ends_at_the_final_one(schedule: str) -> None:
+    assert torch.equal(scheduled_temperature(INITIAL, schedule, 1.0, 0.0), INITIAL)
+    end = scheduled_temperature(INITIAL, schedule, 2.0, 1.0)
+    assert torch.allclose(end, INITIAL if schedule == "constant" else torch.full((4,), 2.0))
+
+
+@pytest.mark.parametrize("progress", [0.1, 0.5, 0.93])
+def test_temperature_between_its_ends(progress: float) -> None:
+    for index, start in enumerate(INITIAL.tolist()):
+        expected = {
+            "constant": start,
+            "linear": start + progress * (2.0 - start),
+            "exponential": start ** (1 - progress) * 2.0**progress,
+        }
+        for schedule, value in expected.items():
+            assert float(scheduled_temperature(INITIAL, schedule, 2.0, progress)[index]) == pytest.approx(value)
+
+
+def test_exponential_temperature_falls_by_the_same_factor_in_equal_times() -> None:
+    values = torch.stack([scheduled_temperature(INITIAL, "exponential", 0.1, step / 5) for step in range(6)])
+    ratios = values[1:] / values[:-1]
+    assert torch.allclose(ratios, ratios[:1].expand_as(ratios))
+
+
+@pytest.mark.parametrize("schedule", TEMPERATURE_SCHEDULES)
+def test_scheduled_temperature_has_the_same_bits_alone_and_in_a_pack(schedule: str) -> None:
+    initial = torch.linspace(0.3, 40.0, 37)
+    together = scheduled_temperature(initial, schedule, 1.5, 0.37)
+    for index in range(len(initial)):
+        alone = scheduled_temperature(initial[index : index + 1], schedule, 1.5, 0.37)
+        assert torch.equal(together[index], alone[0])
+
+
+def test_scheduled_temperature_reads_nothing_back_from_the_device() -> None:
+    for schedule in TEMPERATURE_SCHEDULES:
+        assert scheduled_temperature(INITIAL.to("meta"), schedule, 1.0, 0.5).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"schedule": "cosine"}, "'cosine'; choose one of constant, linear, exponential"),
+        ({"final": 0.0}, "final_temperature is 0.0"),
+        ({"final": math.nan}, "final_temperature is nan"),
+        ({"progress": -0.1}, "progress is -0.1"),
+        ({"progress": 1.01}, "progress is 1.01"),
+    ],
+)
+def test_wrong_temperature_schedules_are_refused(change: dict, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        scheduled_temperature(INITIAL, **{"schedule": "linear", "final": 1.0, "progress": 0.5, **change})

@@ -40,12 +40,22 @@ def test_larger_spaces() -> None:
     assert space.shapes() == {"alpha": (3 + 4 + 5, 2), "beta": (3 * (2 + 3 + 4 + 5), 2), "gamma": (12, 5)}
 
 
+def test_probabilities_are_named_in_the_order_of_the_logits() -> None:
+    space = search_space("default", FEATURES, operations=("zero", "sum"))
+    names = space.probability_names()
+    assert names[:4] == [f"alpha/cell1/{name}" for name in FEATURES] + ["alpha/cell2/visual.a"]
+    assert names[6:9] == ["alpha/cell2/cell1", "beta/cell1/step1/in1", "beta/cell1/step1/in2"]
+    assert names[-3:] == ["gamma/cell2/step1/sum", "gamma/cell2/step2/zero", "gamma/cell2/step2/sum"]
+    rows = {name: shape[0] for name, shape in space.shapes().items()}
+    assert len(set(names)) == len(names) == rows["alpha"] + rows["beta"] + 2 * rows["gamma"]
+
+
 def test_restricted_to_one_sense() -> None:
     space = search_space("default", {**FEATURES, "audio.b": 6}, num_cells=3)
     audio = space.restricted("audio")
     assert dict(audio.features) == {"audio.a": 5, "audio.b": 6}
     assert audio.num_cells == 3
-    with pytest.raises(InputError, match="'visual'"):
+    with pytest.raises(InputError, match=r"'visual', but of the features .* fewer than 2 are of it"):
         search_space("default", {"audio.a": 5, "audio.b": 6}).restricted("visual")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stgs.estimators import gumbel_noise
-from stgs.streams import dropout_mask, normal, random_words, seed_tensor, uniform
+from stgs.streams import dropout_levels, dropout_masks, keep_scale, normal, random_words, seed_tensor, uniform
 
 SIGMAS = 4.5
 COUNT = 1 << 16
@@ -96,8 +96,8 @@ def test_uniform_is_inside_the_open_interval() -> None:
 
 
 def test_the_ends_of_the_words_stay_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = torch.tensor([[-(1 << 31), (1 << 31) - 1]], dtype=torch.int32)
-    monkeypatch.setattr("stgs.streams.random_words", lambda *_: ends)
+    ends = torch.tensor([[[-(1 << 31), (1 << 31) - 1]]], dtype=torch.int32)
+    monkeypatch.setattr("stgs.streams._words", lambda *_: ends)
     low, high = uniform(seed_tensor([0]), 0, "a", (2,))[0].tolist()
     assert 0.0 < low == 1.0 - high
     assert torch.isfinite(gumbel_noise([0], 0, "a", 1, (2,))).all()
@@ -111,21 +111,29 @@ def test_normal_has_the_moments_of_a_normal() -> None:
         assert abs(float((x**power).mean()) - moment) < SIGMAS * math.sqrt(variance / n)
 
 
+def dropout_mask(
+    seeds: list[int], update: int, shape: tuple[int, ...], probability: float, **rows: int
+) -> torch.Tensor:
+    return dropout_masks(seed_tensor(seeds), update, {"a": probability}, shape, **rows)["a"]
+
+
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.2, 0.5, 0.9, 0.999])
 def test_dropout_mask_has_the_rate_and_the_mean(probability: float) -> None:
-    mask = dropout_mask(seed_tensor([1, 2]), 3, "a", (60, 8, 101), probability)
+    mask = dropout_mask([1, 2], 3, (60, 8, 101), probability)
     assert mask.shape == (2, 60, 8, 101)
-    rate = min(round(probability * 256), 255) / 256
+    assert set(mask.unique().tolist()) <= {0, 1}
+    rate = dropout_levels(probability) / 256
+    assert rate == min(round(probability * 256), 255) / 256
     assert abs(rate - probability) <= 1 / 256
-    assert sorted(mask.unique().tolist()) == pytest.approx(sorted({0.0, 1 / (1 - rate)} if rate else {1.0}))
     error = math.sqrt(rate * (1 - rate) / mask.numel())
     assert abs(float((mask == 0).float().mean()) - rate) <= SIGMAS * error
-    assert abs(float(mask.mean()) - 1.0) <= SIGMAS * error / (1 - rate) + 1e-6
+    # Scaled, its expectation is exactly 1.
+    assert keep_scale(probability) == pytest.approx(1 / (1 - rate), rel=1e-12)
 
 
 def test_dropout_positions_are_independent() -> None:
     # Four positions share a word, so neighbours at lags 1 to 4 are looked at, and the rate of each byte of the word.
-    dropped = (dropout_mask(seed_tensor([5]), 0, "a", (1 << 17,), 0.2)[0] == 0).numpy().astype(float)
+    dropped = (dropout_mask([5], 0, (1, 1 << 17), 0.2)[0, 0] == 0).numpy().astype(float)
     for lag in (1, 2, 3, 4, 8, 512):
         assert abs(np.corrcoef(dropped[:-lag], dropped[lag:])[0, 1]) < SIGMAS / math.sqrt(len(dropped))
     rate = 51 / 256
@@ -133,8 +141,38 @@ def test_dropout_positions_are_independent() -> None:
     assert np.abs(lanes - rate).max() < SIGMAS * math.sqrt(rate * (1 - rate) / (len(dropped) / 4))
 
 
+def test_dropout_masks_are_the_bytes_of_their_streams() -> None:
+    """Alone or beside other layers, drawn in one go or in several."""
+    rows, shape = 300, (300, 3, 5)
+    names = {f"layer{index}": 0.1 * index for index in range(1, 9)}
+    many = dropout_masks(seed_tensor([7, 8]), 5, names, shape)
+    for index, (name, probability) in enumerate(names.items()):
+        # A row of 15 positions takes 4 words.
+        drawn = random_words(seed_tensor([7, 8]), 5, name, rows * 4).view(torch.uint8).view(2, rows, 16)[..., :15]
+        assert torch.equal(many[name].flatten(2), (drawn >= round(0.1 * (index + 1) * 256)).to(torch.uint8))
+        assert torch.equal(many[name], dropout_masks(seed_tensor([7, 8]), 5, {name: probability}, shape)[name])
+
+
+def test_dropout_masks_drawn_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {f"layer{index}": 0.3 for index in range(5)}
+    whole = dropout_masks(seed_tensor([7, 8]), 5, names, (3, 4))
+    monkeypatch.setattr("stgs.streams._WORDS_IN_CACHE", 2 * 3 * 2)
+    parts = dropout_masks(seed_tensor([7, 8]), 5, names, (3, 4))
+    assert list(parts) == list(whole)
+    assert all(torch.equal(parts[name], whole[name]) for name in names)
+
+
 def test_dropout_mask_of_a_member_does_not_depend_on_its_pack() -> None:
-    pack = dropout_mask(seed_tensor([4, 5, 6]), 2, "a", (10, 3), 0.3)
-    assert torch.equal(pack[2:], dropout_mask(seed_tensor([6]), 2, "a", (10, 3), 0.3))
+    pack = dropout_mask([4, 5, 6], 2, (10, 3), 0.3)
+    assert torch.equal(pack[2:], dropout_mask([6], 2, (10, 3), 0.3))
     assert not torch.equal(pack[0], pack[1])
-    assert not torch.equal(pack, dropout_mask(seed_tensor([4, 5, 6]), 3, "a", (10, 3), 0.3))
+    assert not torch.equal(pack, dropout_mask([4, 5, 6], 3, (10, 3), 0.3))
+
+
+@pytest.mark.parametrize("positions", [(4, 6), (5,), (2, 3)], ids=str)
+@pytest.mark.parametrize("world", [2, 3])
+def test_dropout_masks_of_workers_are_rows_of_the_whole(world: int, positions: tuple[int, ...]) -> None:
+    whole = dropout_mask([4, 5], 2, (7, *positions), 0.3)
+    for rank in range(world):
+        rows = whole[:, rank::world]
+        assert torch.equal(dropout_mask([4, 5], 2, tuple(rows.shape[1:]), 0.3, first=rank, stride=world), rows)

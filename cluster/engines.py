@@ -1,4 +1,4 @@
-"""The engines that run packs: Ray Tune trials, or a Ray Train worker. They only schedule.
+"""The engines that run packs: Ray Tune trials, or Ray Train workers. They only schedule.
 
 Tune's own files are scratch; a trial that dies is started again and finds its state in the run directory.
 """
@@ -10,16 +10,18 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 import ray.train
 import ray.tune
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.attempts import Pack, read_heartbeat, read_pack
-from cluster.features import FeatureSource, Split
+from cluster.devices import process_resources
+from cluster.features import Split
 from cluster.search_loop import PackJob, search_pack
 from cluster.session import keep_signal_handlers
 from cluster.shards import progress_bar
@@ -33,6 +35,7 @@ HEARTBEAT_SECONDS = 1.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1)
 
 Trial = tuple[PackJob, Pack]
+Splits = Mapping[str, Split]
 # (run, name of the pack) -> why its search failed.
 Failures = dict[tuple[str, str], str]
 
@@ -55,10 +58,15 @@ def _bar(title: str, trials: Sequence[Trial], shown: bool) -> Iterator[None]:
                 bar.set_postfix(dev_auc=f"{max(facts['dev_auc'] for facts, _ in started):.3f}", refresh=False)
                 bar.update(max(sum(facts["epoch"] * len(pack.points) for facts, pack in started) - bar.n, 0))
 
+        def look_if_possible() -> None:
+            # A storage that does not answer for a moment must not fail a search that goes well.
+            with contextlib.suppress(OSError):
+                look()
+
         def follow() -> None:
             # Looking takes the longer the more packs there are; it must not become the driver's main work.
             while not done.wait(HEARTBEAT_SECONDS * max(1.0, len(trials) / 10)):
-                look()
+                look_if_possible()
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -67,13 +75,15 @@ def _bar(title: str, trials: Sequence[Trial], shown: bool) -> Iterator[None]:
         finally:
             done.set()
             thread.join()
-            look()
+            look_if_possible()
 
 
-def search_with_tune(trials: Sequence[Trial], source: FeatureSource, *, title: str, progress: bool) -> Failures:
-    """Search packs as Tune trials, each in its own process. Returns why those that failed did."""
-    resources = _resources([job for job, _ in trials])
-    splits = source.load_splits(("train", "dev"))
+def search_with_tune(trials: Sequence[Trial], splits: Splits, *, title: str, progress: bool) -> Failures:
+    """Search packs as Tune trials, each in its own process. Returns why those that failed did.
+
+    trials: on one kind of device. splits: `train` and `dev`.
+    """
+    resources = process_resources(trials[0][0].device, max(job.threads for job, _ in trials))
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(_trial, jobs=[job for job, _ in trials], train=splits["train"], dev=splits["dev"]),
         resources,
@@ -113,11 +123,17 @@ def _trial(config: dict[str, Any], *, jobs: Sequence[PackJob], train: Split, dev
     search_pack(job, read_pack(job.run, config["trial"]["pack"]), train, dev, ray.tune.report)
 
 
-def search_with_train(trial: Trial, source: FeatureSource, *, progress: bool) -> Failures:
-    """Search one pack in a Ray Train worker. Returns why it failed, if it did."""
+def search_with_train(trial: Trial, splits: Splits | None, *, progress: bool) -> Failures:
+    """Search one pack in `job.workers` Ray Train workers, which share every batch. Returns why it failed, if it did.
+
+    splits: `train` and `dev`; None where the search reads the clips while it runs. Where a worker dies, the whole group
+    starts again, from the newest state.
+
+    Raises:
+        KeyboardInterrupt: the search was stopped with Ctrl-C.
+    """
     job, pack = trial
-    resources = _resources([job])
-    data = ray.put(source.load_splits(("train", "dev")))
+    data = None if splits is None else ray.put(splits)
     with (
         tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch,
         _bar("search", [trial], progress),
@@ -129,7 +145,9 @@ def search_with_train(trial: Trial, source: FeatureSource, *, progress: bool) ->
             # A reference inside a list reaches the worker as a reference, so the data stay in the object store.
             train_loop_config={"job": job, "pack": pack.name, "data": [data]},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=1, use_gpu=job.device == "cuda", resources_per_worker=resources
+                num_workers=job.workers,
+                use_gpu=job.device == "cuda",
+                resources_per_worker=process_resources(job.device, job.threads),
             ),
             torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
             run_config=ray.train.RunConfig(
@@ -141,35 +159,31 @@ def search_with_train(trial: Trial, source: FeatureSource, *, progress: bool) ->
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            return {(job.run, pack.name): str(error)}
+            return {(job.run, pack.name): _reason(error)}
+        except SystemExit:
+            # Train answers Ctrl-C by ending the controller, and then the program.
+            raise KeyboardInterrupt from None
     return {}
+
+
+def _reason(error: Exception) -> str:
+    """Why Train's workers failed: the sentence of wrong input, where one found some, else all that Train says."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return next((str(failure) for failure in failures if isinstance(failure, InputError)), str(error))
 
 
 def _train_worker(config: dict[str, Any]) -> None:
     job: PackJob = config["job"]
-    splits = ray.get(config["data"][0])
+    if job.device == "cuda":
+        # Workers of one node see each other's GPUs; this is the one that is meant by `cuda`.
+        torch.cuda.set_device(ray.train.torch.get_device())
+    reference = config["data"][0]
+    splits = {} if reference is None else ray.get(reference)
 
     def report(row: dict[str, Any]) -> None:
         """Nothing: ray.train.report would hold every epoch up for up to two seconds, and the heartbeat says it all."""
 
-    search_pack(job, read_pack(job.run, config["pack"]), splits["train"], splits["dev"], report)
-
-
-def _resources(jobs: Sequence[PackJob]) -> dict[str, float]:
-    """What each trial or worker asks for; the jobs run on one kind of device.
-
-    Raises InputError where the cluster has less altogether.
-    """
-    resources: dict[str, float] = (
-        {"GPU": 1, "CPU": 1} if jobs[0].device == "cuda" else {"CPU": max(job.threads for job in jobs)}
-    )
-    there = ray.cluster_resources()
-    for name, needed in resources.items():
-        if there.get(name, 0) < needed:
-            raise InputError(
-                f"a search needs {needed:g} {name}, but the cluster has {there.get(name, 0):g}; ask for fewer threads."
-            )
-    return resources
+    search_pack(job, read_pack(job.run, config["pack"]), splits.get("train"), splits.get("dev"), report)
 
 
 @contextlib.contextmanager

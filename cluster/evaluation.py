@@ -97,7 +97,8 @@ def evaluate_run(
 
 def score_clips(stored: StoredNetwork, clips: Split) -> Floats:
     """P(fake) of clips, [N], with a stored network."""
-    features = clips.only(stored.network.genotype.used_features)
+    genotype = stored.network.genotype
+    features = clips.only(genotype.used_features, genotype.length)
     # Evaluation uses no loss; the balance is given so that a split of one class can be scored, too.
     balance = torch.ones(1, 2)
     return predict(stored.network, ClipSet(features.columns, clips.labels, members=1, balance=balance))[0]

@@ -42,7 +42,7 @@ def extract(
     as many as the cluster has room for. threads: of each actor; the bits depend on it. device: `cuda` gives each actor
     a GPU, `auto` does so where the cluster has one. Shards that stand are kept; complete features are returned as they
     are. extra: features (column -> channels, in column order), length, corpus_config, manifest (its digest), device,
-    threads, weights (sha256 of those that come from a file).
+    threads, weights and spectrogram_statistics (sha256 of those that come from a file).
 
     Raises InputError if the corpus is none or was changed, or if `out` was begun from another corpus or config.
     """
@@ -57,9 +57,10 @@ def extract(
             f"{corpus_uri} has {corpus.config['num_frames']} frames a clip, but length is {config.length}; "
             "set length to that number, or prepare a corpus with as many frames."
         )
+    config.check_spectrogram(corpus.config["spectrogram_frames"])
     if device == "auto":
         device = "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
-    config = _absolute_paths(config)
+    config = absolute_paths(config)
     weights = {sense: weights_digest(getattr(config, f"{sense}_weights")) for sense in ("visual", "audio")}
     how = {"device": device, "threads": threads, "weights": weights}
     fetch_weights(config)
@@ -92,6 +93,7 @@ def extract(
             **how,
             "features": results[0]["features"],
             "length": config.length,
+            "spectrogram_statistics": weights_digest(config.spectrogram_statistics),
             "corpus_config": corpus.config,
             "manifest": corpus.parent,
         },
@@ -100,7 +102,7 @@ def extract(
     return boxes.read_meta(out, boxes.FEATURES)
 
 
-def _absolute_paths(config: BackboneConfig) -> BackboneConfig:
+def absolute_paths(config: BackboneConfig) -> BackboneConfig:
     """`config` with absolute paths, because Ray's workers run in another directory."""
     paths: dict[str, Any] = {
         name: str(Path(value).resolve())

@@ -6,10 +6,10 @@ handed on alone, so that a search cannot see test clips.
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from data_prep import boxes, storage
 from data_prep.manifest import Manifest, read_manifest
 from data_prep.storage import InputError
+
+if TYPE_CHECKING:
+    from cluster.finetune import FinetuneJob
+    from stgs.config import SearchConfig
 
 SPLITS = ("train", "dev", "test")
 
@@ -34,9 +38,14 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def only(self, features: Sequence[str]) -> Split:
-        """The same clips with some of the features."""
-        return Split({name: self.columns[name] for name in features}, self.labels, self.clips)
+    def only(self, features: Sequence[str], length: int) -> Split:
+        """The same clips with some of the features, those that are sequences max-pooled to `length` positions.
+
+        A position is then the maximum over neighbouring ones: of sound what an extraction to that length gives, of
+        faces the maximum over frames. Raises InputError if `length` does not divide the positions.
+        """
+        columns = {name: _pooled(name, self.columns[name], length) for name in features}
+        return Split(columns, self.labels, self.clips)
 
     def shuffled_labels(self, shuffle_seeds: Sequence[int | None], split: str) -> NDArray[np.int8]:
         """Labels [P, N] of members: as they are for None, permuted by the seed otherwise (a control)."""
@@ -47,6 +56,15 @@ class Split:
                 for seed in shuffle_seeds
             ]
         )
+
+
+def _pooled(name: str, column: NDArray[np.float16], length: int) -> NDArray[np.float16]:
+    if column.ndim == 2 or column.shape[2] == length:
+        return column
+    if column.shape[2] % length:
+        raise InputError(f"feature {name!r} has {column.shape[2]} positions, which {length} equal windows cannot hold.")
+    pooled: NDArray[np.float16] = column.reshape(*column.shape[:2], length, -1).max(axis=3)
+    return pooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +86,42 @@ class FeatureSource:
         """L, the positions of a sequence feature."""
         return int(self.meta.extra["length"])
 
+    def manifest_clips(self, split: str) -> int:
+        """Clips that the manifest puts into a split; the box may lack some, which were refused."""
+        return sum(row["split"] == split for row in self.manifest.rows)
+
+    def vectors(self) -> frozenset[str]:
+        """The features that are one vector a clip, as the first part of the box says."""
+        shapes = boxes.read_tensor_shapes(storage.join(self.uri, min(self.meta.files)))
+        return frozenset(name for name in self.features if len(shapes[name]) == 1)
+
+    @property
+    def finetune(self) -> FinetuneJob | None:
+        """How a search makes the features itself, in the loop (`cluster.finetune`); None: they are in the box."""
+        return None
+
+    def run_settings(self) -> dict[str, Any]:
+        """What a run is made by beside the settings of its search."""
+        return {}
+
+    def run_hints(self) -> dict[str, Any]:
+        """What may change between the attempts of a run, beside where the features lie."""
+        return {}
+
+    def largest_share(self, config: SearchConfig, workers: int) -> int:
+        """Most clips that one of `workers` gets in a batch. Raises InputError where a batch has none for it."""
+        shares = []
+        for split in ("train", "dev"):
+            count = self.manifest_clips(split)
+            batches = max(math.ceil(count / config.batch_size), 1)
+            if 0 < count // batches < workers:
+                raise InputError(
+                    f"batches of {split} have as few as {count // batches} clips, but each of {workers} workers needs "
+                    "one; give fewer workers or a larger batch_size."
+                )
+            shares.append(math.ceil(math.ceil(count / batches) / workers))
+        return max(shares)
+
     def split_digest(self) -> str:
         """What identifies the clips, labels and splits: a search on another split is another search."""
         return boxes.json_digest(
@@ -86,10 +140,7 @@ class FeatureSource:
         """All parts of the box as one table; each part's sha256 is checked."""
         tables = []
         for name, digest in sorted(self.meta.files.items()):
-            part = storage.join(self.uri, name)
-            if hashlib.sha256(storage.read(part)).hexdigest() != digest:
-                raise InputError(f"{part} was changed after it was written; delete it and run 'stgs extract' again.")
-            tables.append(boxes.read_table(part))
+            tables.append(boxes.read_table(storage.join(self.uri, name), sha256=digest))
         return pa.concat_tables(tables)
 
     def load_splits(self, splits: Sequence[str]) -> dict[str, Split]:

@@ -128,7 +128,7 @@ def _fit(
     shuffles = [shuffle for _, shuffle in members]
     clips: dict[str, ClipSet] = {}
     for name in ("train", "dev"):
-        split = splits[name].only(genotype.used_features)
+        split = splits[name].only(genotype.used_features, genotype.length)
         balance = clips["train"].class_weights if clips else None
         labels = split.shuffled_labels(shuffles, name)
         clips[name] = ClipSet(split.columns, labels, members=len(members), device=device, balance=balance)
@@ -145,7 +145,7 @@ def _fit(
             "parameters": count_parameters(genotype),
             "macs": count_macs(genotype),
             "seed": job.seed,
-            "point": asdict(job.point) if job.point else None,
+            "point": job.point.facts() if job.point else None,
             "config": asdict(config),
             "metrics": {
                 "dev_auc": training.best_auc[index],

@@ -6,111 +6,40 @@ schedule (`cluster/engines.py`).
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import ray
 
-from cluster.attempts import Pack, Point, point_uri, read_result, write_failure, write_packs
-from cluster.engines import Failures, search_with_train, search_with_tune
+from cluster.attempts import (
+    Pack,
+    Point,
+    clear_failure,
+    point_uri,
+    read_failure,
+    read_packs,
+    read_result,
+    split_packs,
+    write_failure,
+    write_packs,
+)
+from cluster.devices import chosen_device, device_memory, planned_devices, require_processes
+from cluster.engines import Failures, Trial, search_with_train, search_with_tune
 from cluster.features import FeatureSource
+from cluster.finetune import publish_backbones
 from cluster.runs import open_run
 from cluster.search_loop import PackJob
+from cluster.settings import AUTO, GridConfig, Options, SearchSettings, settings_of
 from data_prep import boxes, storage
 from data_prep.storage import InputError
-from stgs.config import SearchConfig, WeightSchedule
-from stgs.estimators import ESTIMATORS
-from stgs.search_space import SearchSpace, search_space
-from stgs.supernet import Member
+from stgs.forecast import largest_population
 
-SENSES = ("both", "visual", "audio")
 GRID_NAME = "grid.parquet"
-DEVICES = ("auto", "cpu", "cuda")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchSettings:
-    """What all points of a run have in common.
-
-    preset: `default`, or `released` for the released code's space. sense: features of `both` senses, or of one.
-    num_cells, num_steps, channels: size of the space. device: `auto`, `cpu` or `cuda`. threads: of a CPU process; the
-    bits depend on it. checkpoint_epochs: epochs between two saved states.
-    """
-
-    preset: str = "default"
-    sense: str = "both"
-    num_cells: int = 2
-    num_steps: int = 2
-    channels: int = 128
-    device: str = "auto"
-    threads: int = 1
-    checkpoint_epochs: int = 1
-    search: SearchConfig = field(default_factory=SearchConfig)
-
-    def __post_init__(self) -> None:
-        _require_at_least(self, threads=1, checkpoint_epochs=1)
-        for name, allowed in (("sense", SENSES), ("device", DEVICES)):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}.")
-
-    def space(self, source: FeatureSource) -> SearchSpace:
-        """The search space over the features of a box."""
-        space = search_space(
-            self.preset,
-            source.features,
-            length=source.length,
-            num_cells=self.num_cells,
-            num_steps=self.num_steps,
-            channels=self.channels,
-        )
-        return space if self.sense == "both" else space.restricted(self.sense)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GridConfig:
-    """What a grid searches: every combination of the axes is a point.
-
-    temperatures, num_samples, estimators, seeds: the axes. shuffles: 0, or the number of points with shuffled labels
-    that stand in the place of each point (a control). pack: points that are searched as one population, 0 for
-    ceil(points / devices).
-    """
-
-    temperatures: tuple[float, ...] = (5.0, 10.0, 15.0, 20.0)
-    num_samples: tuple[int, ...] = (5, 10, 15, 20)
-    estimators: tuple[str, ...] = ("stgs",)
-    seeds: tuple[int, ...] = (0,)
-    shuffles: int = 0
-    pack: int = 0
-    settings: SearchSettings = field(default_factory=SearchSettings)
-
-    def __post_init__(self) -> None:
-        for name in ("temperatures", "num_samples", "estimators", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise InputError(f"{name} is {list(values)}; give at least one value, each once.")
-        _require_at_least(self, shuffles=0, pack=0)
-        for estimator in self.estimators:
-            if estimator not in ESTIMATORS:
-                raise InputError(f"estimators names {estimator!r}; choose from {', '.join(ESTIMATORS)}.")
-        for temperature, samples in itertools.product(self.temperatures, self.num_samples):
-            Member(temperature, samples, 0)  # refuses values out of range
-
-    def points(self) -> list[Point]:
-        """All points, in the order temperature, num_samples, estimator, seed, shuffle."""
-        shuffles: Sequence[int | None] = range(self.shuffles) if self.shuffles else [None]
-        axes = (self.temperatures, self.num_samples, self.estimators, self.seeds, shuffles)
-        return [Point(*values) for values in itertools.product(*axes)]
-
-
-def _require_at_least(config: object, **lowest: int) -> None:
-    for name, value in lowest.items():
-        if getattr(config, name) < value:
-            raise InputError(f"{name} is {getattr(config, name)}, but it must be at least {value}.")
+# Settings of a search, beside its space, that its memory depends on.
+_MEMORY_SETTINGS = ("batch_size", "clip_norm", "dropout", "attention_dropout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,80 +68,181 @@ def run_grids(
         KeyboardInterrupt: the search was stopped before its end; it can be resumed.
         InputError: a run was begun with other settings, features or splits, or the cluster cannot hold one trial.
     """
+    for out, config in grids.items():
+        _require_room(out, config)
     begun = {out: _begin(out, config, source, resume) for out, config in grids.items()}
-    trials = [(job, pack) for job, packs in begun.values() for pack in _unfinished(job.run, packs)]
-    failed = search_with_tune(trials, source, title=title, progress=progress) if trials else {}
-    results = {out: gather(job.run, packs, failed) for out, (job, packs) in begun.items()}
-    if any(len(result.rows) + len(result.failed) < len(grids[out].points()) for out, result in results.items()):
-        # Tune ends orderly when it is interrupted, as if it had finished.
-        raise KeyboardInterrupt
-    return results
+    trials = [trial for grid in begun.values() for trial in grid.trials(source)]
+    failed: Failures = {}
+    if trials:
+        splits = source.load_splits(("train", "dev"))
+        _forget_failures(trials)
+        failed = search_with_tune(trials, splits, title=title, progress=progress)
+    return {out: _complete(gather(grid.run, grid.packs, failed), grids[out]) for out, grid in begun.items()}
 
 
 def run_single(
-    out: str, config: GridConfig, source: FeatureSource, *, resume: bool, progress: bool = True
+    out: str, config: GridConfig, source: FeatureSource, *, workers: int = 1, resume: bool, progress: bool = True
 ) -> GridResult:
-    """Search the one point of `config` in a Ray Train worker; otherwise like `run_grids` of one."""
+    """Search the one point of `config` in Ray Train workers that share every batch; otherwise like `run_grids` of one.
+
+    source: features, or a corpus whose backbones are trained, too (`cluster.finetune.open_corpus`).
+    """
     if len(config.points()) != 1:
         raise InputError(f"a search has one point, but these settings have {len(config.points())}; use 'stgs grid'.")
-    job, packs = _begin(out, config, source, resume)
-    waiting = _unfinished(job.run, packs)
-    failed = search_with_train((job, waiting[0]), source, progress=progress) if waiting else {}
-    return gather(job.run, packs, failed)
+    if workers < 1:
+        raise InputError(f"workers is {workers}, but at least 1 is needed.")
+    source.largest_share(config.settings.search, workers)  # refuses workers without clips, before the run begins
+    _require_room(out, config, workers)
+    grid = _begin(out, config, source, resume, workers)
+    trials = [(replace(job, workers=workers), pack) for job, pack in grid.trials(source)]
+    failed: Failures = {}
+    if trials:
+        # A search that trains its backbones reads the clips while it runs.
+        splits = source.load_splits(("train", "dev")) if source.finetune is None else None
+        _forget_failures(trials)
+        failed = search_with_train(trials[0], splits, progress=progress)
+    return _complete(gather(grid.run, grid.packs, failed), config)
 
 
-def _begin(out: str, config: GridConfig, source: FeatureSource, resume: bool) -> tuple[PackJob, list[Pack]]:
-    settings = replace(config.settings, device=_device(config.settings.device))
+def _require_room(out: str, config: GridConfig, workers: int = 1) -> None:
+    """Refuse a cluster that cannot hold what a run has still to search, before the run is begun."""
+    run = storage.absolute(out)
+    packs = read_packs(run)
+    if not packs or any(read_result(run, point.id) is None for pack in packs for point in pack.points):
+        require_processes(chosen_device(config.settings.device), config.settings.threads, workers)
+
+
+def _forget_failures(trials: Sequence[Trial]) -> None:
+    """Points that failed are about to be tried again."""
+    for job, pack in trials:
+        for point in pack.points:
+            clear_failure(job.run, point.id)
+
+
+def _complete(result: GridResult, config: GridConfig) -> GridResult:
+    """`result`; raises KeyboardInterrupt where points have neither a result nor a failure.
+
+    Tune and Train end orderly when they are interrupted, as if they had finished.
+    """
+    if len(result.rows) + len(result.failed) < len(config.points()):
+        raise KeyboardInterrupt
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A run whose packs are fixed. settings: resolved, of all points before their options."""
+
+    run: str
+    settings: SearchSettings
+    packs: list[Pack]
+
+    def trials(self, source: FeatureSource) -> list[Trial]:
+        """The packs that have points without a result, each with its job."""
+        open_points = {p.id for pack in self.packs for p in pack.points if read_result(self.run, p.id) is None}
+        waiting = [pack for pack in self.packs if any(p.id in open_points for p in pack.points)]
+        return [(pack_job(self.run, self.settings, source, pack), pack) for pack in waiting]
+
+
+def _begin(out: str, config: GridConfig, source: FeatureSource, resume: bool, workers: int = 1) -> _Begun:
+    settings = replace(config.settings, device=chosen_device(config.settings.device))
+    for options in config.options():
+        settings_of(settings, options).space(source)  # refuses what this box does not hold, before the run begins
     content = {
         **asdict(replace(config, settings=settings)),
+        **source.run_settings(),
         "features_digest": source.meta.digest,
         "manifest_digest": source.manifest.meta.digest,
         "split_digest": source.split_digest(),
     }
-    hints = {"features": source.uri, "manifest": source.manifest_uri}
+    # A run may go on with more devices or fewer: what depends on their number is fixed in its packs.
+    hints = {
+        "features": source.uri,
+        "manifest": source.manifest_uri,
+        "devices": content.pop("devices"),
+        **source.run_hints(),
+    }
+    packs = read_packs(storage.absolute(out))
+    # Planned before anything is written: a device may be too small.
+    planned = [] if packs else plan_packs(config, settings, source, workers)
     run = open_run(out, content, resume=resume, hints=hints)
-    packs = write_packs(run, _packs(config, settings))
-    job = PackJob(
+    if planned:
+        return _Begun(run, settings, write_packs(run, planned))
+    if config.pack == AUTO:
+        packs = split_packs(run, packs, _devices(config, settings))
+    return _Begun(run, settings, packs)
+
+
+def pack_job(run: str, settings: SearchSettings, source: FeatureSource, pack: Pack) -> PackJob:
+    """The job of a pack: the run's settings with the options that the pack's points share."""
+    settings = settings_of(settings, pack.points[0].options)
+    return PackJob(
         run=run,
         space=settings.space(source),
         config=settings.search,
         device=settings.device,
         threads=settings.threads,
         checkpoint_epochs=settings.checkpoint_epochs,
+        finetune=source.finetune,
     )
-    return job, packs
 
 
-def _device(wanted: str) -> str:
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if wanted == "cuda" and not gpus:
-        raise InputError("device is 'cuda', but the cluster has no GPU; give --device cpu.")
-    return ("cuda" if gpus else "cpu") if wanted == "auto" else wanted
+def _devices(config: GridConfig, settings: SearchSettings) -> int:
+    return config.devices or planned_devices(settings.device, settings.threads)
 
 
-def _packs(config: GridConfig, settings: SearchSettings) -> list[Pack]:
-    """Points by estimator (a population has one), cut into packs of equal size, as far as they go."""
-    resources = ray.cluster_resources()
-    devices = resources.get("GPU", 0) if settings.device == "cuda" else resources.get("CPU", 0) // settings.threads
-    points = config.points()
-    size = config.pack or math.ceil(len(points) / max(int(devices), 1))
+def plan_packs(config: GridConfig, settings: SearchSettings, source: FeatureSource, workers: int = 1) -> list[Pack]:
+    """Points of one estimator and the same options (a population has one of each), cut into packs of equal size, as far
+    as they go.
+
+    settings: with the device that was chosen; its memory bounds an automatic size. workers: processes that share each
+    batch.
+    """
+    groups: dict[tuple[str, Options], list[Point]] = {}
+    for point in config.points():
+        groups.setdefault((point.estimator, point.options), []).append(point)
+    devices = _devices(config, settings) if config.pack == AUTO else 1
+    share = math.ceil(len(config.points()) / devices)
     packs: list[Pack] = []
-    for estimator in config.estimators:
-        own = [point for point in points if point.estimator == estimator]
+    # A forecast takes seconds, and many options change nothing about the memory.
+    fitting: dict[str, int] = {}
+    for (_, options), own in groups.items():
+        size = config.pack
+        if size == AUTO:
+            group, most = settings_of(settings, options), min(share, len(own))
+            facts = [getattr(group.search, name) for name in _MEMORY_SETTINGS]
+            key = repr((group.space(source), facts, most))
+            size = fitting[key] = fitting.get(key) or _fitting(group, source, most, workers)
         for start in range(0, len(own), size):
             packs.append(Pack(f"pack-{len(packs):04d}", tuple(own[start : start + size])))
     return packs
 
 
-def _unfinished(run: str, packs: Sequence[Pack]) -> list[Pack]:
-    return [pack for pack in packs if any(read_result(run, point.id) is None for point in pack.points)]
+def _fitting(settings: SearchSettings, source: FeatureSource, most: int, workers: int) -> int:
+    """How many points, up to `most`, a device's memory holds; `most` where nothing tells how much it has, or where the
+    search keeps no features in memory.
+    """
+    memory = device_memory(settings.device, settings.threads)
+    if memory is None or source.finetune is not None:
+        return most
+    return largest_population(
+        settings.space(source),
+        replace(settings.search, batch_size=source.largest_share(settings.search, workers)),
+        most=most,
+        train_clips=source.manifest_clips("train"),
+        dev_clips=source.manifest_clips("dev"),
+        memory_bytes=memory,
+        device=settings.device,
+        vectors=source.vectors(),
+    )
 
 
 def gather(run: str, packs: Sequence[Pack], errors: Failures) -> GridResult:
-    """Collect the results of a run: write grid.parquet and the points' genotype.json, which can be rebuilt any time.
+    """Collect the results of a run: write grid.parquet, the points' genotype.json and the trained backbones, which can
+    be rebuilt any time.
 
-    errors: why packs failed just now. A point without a result and without an error is left out: it has not been
-    searched yet.
+    errors: why packs failed just now. A point without a result that no file calls failed, either, is left out: it has
+    not been searched yet.
     """
     rows, failed = [], {}
     for pack in packs:
@@ -221,15 +251,19 @@ def gather(run: str, packs: Sequence[Pack], errors: Failures) -> GridResult:
             if result is None:
                 reason = errors.get((run, pack.name))
                 if reason is not None:
-                    failed[point.id] = reason
                     write_failure(run, point.id, reason)
+                else:
+                    reason = read_failure(run, point.id)
+                if reason is not None:
+                    failed[point.id] = reason
                 continue
+            publish_backbones(run, result)
             genotype = json.dumps(result["genotype"])
             storage.write(point_uri(run, point.id, "genotype.json"), (genotype + "\n").encode())
             rows.append(
                 {
                     "id": point.id,
-                    **asdict(point),
+                    **point.facts(),
                     "genotype": genotype,
                     "parameters": result["parameters"],
                     "macs": result["macs"],
@@ -252,17 +286,3 @@ def read_grid(run: str) -> list[dict[str, Any]]:
         return boxes.read_table(storage.join(run, GRID_NAME)).to_pylist()
     except FileNotFoundError:
         raise InputError(f"{run} has no results yet; run 'stgs grid --resume' on it first.") from None
-
-
-def config_from_dict(content: Mapping[str, Any]) -> GridConfig:
-    """The grid's settings from a run's config.yaml (`asdict` of a GridConfig, beside the digests)."""
-    settings = dict(content["settings"])
-    search = dict(settings.pop("search"))
-    search["weights"] = WeightSchedule(**search["weights"])
-    axes = {name: tuple(content[name]) for name in ("temperatures", "num_samples", "estimators", "seeds")}
-    return GridConfig(
-        **axes,
-        shuffles=content["shuffles"],
-        pack=content["pack"],
-        settings=SearchSettings(**settings, search=SearchConfig(**search)),
-    )

@@ -53,7 +53,7 @@ def connect(
     Raises InputError if there is no cluster at `address`, or if `num_cpus` is given for a cluster that runs already.
     """
     if ray.is_initialized():
-        _set_data_defaults()
+        set_data_defaults()
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -65,7 +65,7 @@ def connect(
     with _environment(address), contextlib.nullcontext() if verbose else _quiet(log_dir):
         try:
             _initialise(address, num_cpus, verbose)
-            _set_data_defaults()
+            set_data_defaults()
             yield
         finally:
             ray.shutdown()
@@ -123,7 +123,7 @@ def _available_memory_bytes() -> int:
     return min(found)
 
 
-def _set_data_defaults() -> None:
+def set_data_defaults() -> None:
     """Settings of Ray Data, which every Dataset copies when it is made."""
     context = ray.data.DataContext.get_current()
     # The second reader starts up to 32 actors per execution: 7 to 50 s to the first batch of every epoch.

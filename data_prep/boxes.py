@@ -210,12 +210,15 @@ def table_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(uri: str, columns: Sequence[str] | None = None, *, sha256: str | None = None) -> pa.Table:
     """One Parquet file of a box, all columns or those named; tensor columns as fixed_shape_tensor.
 
-    Raises FileNotFoundError, and InputError if the file is damaged or lacks a column.
+    sha256: of the file, in hexadecimal, from the box's meta.json; None: it is not checked. Raises FileNotFoundError,
+    and InputError if the file is damaged, has another sha256, or lacks a column.
     """
     data = storage.read(uri)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{uri} was changed after it was written; delete it and make its box again.")
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         missing = [name for name in columns or () if name not in file.schema_arrow.names]
@@ -235,6 +238,31 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
             arrays.append(flat[name])
         fields.append(column_field)
     return pa.table(arrays, schema=pa.schema(fields, flat.schema.metadata))
+
+
+def read_tensor_shapes(uri: str) -> dict[str, tuple[int, ...]]:
+    """The tensor columns of one Parquet file of a box with the shape of a row's value; only the footer is read.
+
+    Raises FileNotFoundError, and InputError if the file is damaged.
+    """
+    with storage.reader(uri) as file:
+        try:
+            schema = pq.read_schema(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{uri} is damaged ({error}); make its box again.") from None
+    return {item.name: tuple(json.loads(item.metadata[_SHAPE_KEY])) for item in schema if _is_stored_tensor(item)}
+
+
+def read_plain_columns(uri: str, columns: Sequence[str]) -> pa.Table:
+    """Columns without tensors of one Parquet file of a box. The others are not read, however large.
+
+    Raises FileNotFoundError, and InputError if the file is damaged or lacks a column.
+    """
+    with storage.reader(uri) as file:
+        try:
+            return pq.ParquetFile(file).read(columns=[*columns]).select([*columns])
+        except (pa.ArrowInvalid, KeyError, OSError) as error:
+            raise InputError(f"{uri} is damaged ({error}); make its box again.") from None
 
 
 def column_to_numpy(table: pa.Table, name: str) -> np.ndarray:

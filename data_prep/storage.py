@@ -11,7 +11,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -40,6 +40,13 @@ def read(uri: str) -> bytes:
         return data
     with open(uri, "rb") as file:
         return file.read()
+
+
+@contextlib.contextmanager
+def reader(uri: str) -> Iterator[BinaryIO]:
+    """The object as a file that reads no more than is asked for. Raises FileNotFoundError."""
+    with _s3().open(uri, "rb", cache_type="readahead") if _is_s3(uri) else open(uri, "rb") as file:
+        yield file
 
 
 def exists(uri: str) -> bool:

@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.attempts import Attempt, Pack, Point, read_heartbeat, read_packs, read_result, write_packs
+from cluster.attempts import (
+    INDEX_NAME,
+    Attempt,
+    Pack,
+    Point,
+    clear_failure,
+    read_failure,
+    read_heartbeat,
+    read_packs,
+    read_result,
+    split_packs,
+    write_failure,
+    write_packs,
+)
 from data_prep.storage import InputError
 
 PACK = Pack("pack-0000", (Point(10.0, 15, "stgs", 0), Point(20.0, 5, "stgs", 0, 3)))
@@ -24,6 +37,39 @@ def run(tmp_path: Path) -> str:
 def test_point_ids_tell_all_settings_apart() -> None:
     assert PACK.points[0].id == "temperature-10_samples-15_stgs_seed-0"
     assert PACK.points[1].id == "temperature-20_samples-5_stgs_seed-0_shuffle-3"
+    options = (
+        ("dropout", 0.1),
+        ("feature_names", ("visual.*", "audio.layer2")),
+        ("tail", None),
+        ("learning_rate", 1e-5),
+    )
+    point = Point(10.0, 15, "egs", 2, options=options)
+    assert point.id == (
+        "temperature-10_samples-15_egs_seed-2_dropout-0.1_feature_names-visual.+audio.layer2_tail-none_learning_rate-1e-05"
+    )
+    assert point.label == "dropout=0.1, feature_names=visual.*+audio.layer2, tail=none, learning_rate=1e-05"
+    assert point.facts() == {
+        "temperature": 10.0, "num_samples": 15, "estimator": "egs", "seed": 2, "shuffle_seed": None,
+        "options": point.label,
+    }  # fmt: skip
+
+
+def test_long_ids_are_cut_and_differ(run: str) -> None:
+    options = tuple((f"option_{number}", "value" * 5) for number in range(20))
+    points = [Point(10.0, 15, "stgs", seed, options=(*options, ("last", last))) for seed in (0, 1) for last in "ab"]
+    ids = [point.id for point in points]
+    assert len(set(ids)) == 4
+    assert {len(name) for name in ids} == {200}
+    assert ids[0].startswith("temperature-10_samples-15_stgs_seed-0_option_0-valuevalue")
+    write_failure(run, ids[0], "a file system takes the name")
+
+
+def test_options_survive_the_pack_s_file(tmp_path: Path) -> None:
+    options = (("operations", ("sum", "attention")), ("earlier_cells", False), ("dropout", 0.25))
+    pack = Pack("pack-0000", (Point(10.0, 15, "stgs", 0, options=options),))
+    write_packs(str(tmp_path), [pack])
+    assert read_packs(str(tmp_path)) == [pack]
+    assert hash(read_packs(str(tmp_path))[0].points) == hash(pack.points)
 
 
 def test_racing_claims_get_different_numbers(run: str) -> None:
@@ -51,6 +97,26 @@ def test_two_states_are_kept_and_a_damaged_one_is_passed_over(run: str) -> None:
     assert state is not None
     assert state["update"] == 2
     assert "state-3.pt cannot be read" in (Path(later.uri) / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"", b"\x80", b"PK\x03\x04" + bytes(60), bytes(100)])
+def test_a_state_of_any_other_content_is_passed_over(run: str, content: bytes) -> None:
+    attempt = Attempt.claim(run, PACK)
+    attempt.write_state(1, {"update": 1})
+    (Path(attempt.uri) / "state-2.pt").write_bytes(content)
+    assert Attempt.claim(run, PACK).newest_state() == {"update": 1}
+
+
+def test_a_state_without_the_wanted_points_is_passed_over(run: str) -> None:
+    first, second = (point.id for point in PACK.points)
+    attempt = Attempt.claim(run, PACK)
+    attempt.write_state(1, {"points": [first, second]})
+    attempt.write_state(2, {"points": [second]})
+    later = Attempt.claim(run, PACK)
+    assert later.newest_state([second]) == {"points": [second]}
+    assert later.newest_state([first]) == {"points": [first, second]}
+    assert f"state-2.pt lacks {first}" in (Path(later.uri) / "log.txt").read_text()
+    assert later.newest_state(["another"]) is None
 
 
 def test_no_state_is_none(run: str) -> None:
@@ -83,3 +149,76 @@ def test_packs_are_fixed_once(run: str) -> None:
     with pytest.raises(InputError, match=r"other points .*temperature-20.* differs"):
         write_packs(run, [Pack("pack-0000", PACK.points[:1])])
     assert json.loads((Path(run) / "packs/pack-0000/pack.json").read_text())["name"] == "pack-0000"
+
+
+def test_packs_that_were_written_in_part_are_no_packs(tmp_path: Path) -> None:
+    write_packs(str(tmp_path), [PACK])
+    (tmp_path / "packs" / INDEX_NAME).unlink()  # as if killed before the last write
+    assert read_packs(str(tmp_path)) == []
+    assert write_packs(str(tmp_path), [PACK]) == [PACK]
+
+
+FOUR = Pack("pack-0000", tuple(Point(float(number), 5, "stgs", 0) for number in range(1, 5)))
+
+
+def test_packs_are_split_for_more_devices_and_hold_every_point_once(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    other = Pack("pack-0001", (Point(9.0, 5, "stgs", 0),))
+    write_packs(run, [FOUR, other])
+    Attempt.claim(run, other).commit(other.points[0], {})
+    Attempt.claim(run, FOUR).commit(FOUR.points[1], {})
+    assert split_packs(run, read_packs(run), 1) == [FOUR, other], "one device has enough to do"
+    after = split_packs(run, read_packs(run), 2)
+    assert [(pack.name, [point.temperature for point in pack.points]) for pack in after] == [
+        ("pack-0000.0", [1.0]),
+        ("pack-0000.1", [3.0, 4.0]),
+        ("pack-0000.done", [2.0]),
+        ("pack-0001", [9.0]),
+    ]
+    assert [pack.parent for pack in after] == ["pack-0000"] * 3 + [None]
+    assert read_packs(run) == after
+    # A later resume finds the same points.
+    assert write_packs(run, [FOUR, other]) == after
+
+
+@pytest.mark.parametrize(("devices", "sizes"), [(3, [2, 2, 1]), (4, [1, 1, 2, 1]), (5, [1] * 5), (99, [1] * 5)])
+def test_the_largest_packs_are_split_until_there_is_one_for_each_device(
+    tmp_path: Path, devices: int, sizes: list[int]
+) -> None:
+    points = [Point(float(number), 5, "stgs", 0) for number in range(5)]
+    packs = [Pack(f"pack-{n}", tuple(own)) for n, own in enumerate((points[:2], points[2:4], points[4:]))]
+    write_packs(str(tmp_path), packs)
+    assert [len(pack.points) for pack in split_packs(str(tmp_path), packs, devices)] == sizes
+
+
+def test_a_split_pack_goes_on_from_the_states_of_the_whole(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    write_packs(run, [FOUR])
+    whole = Attempt.claim(run, FOUR)
+    whole.write_state(5, {"of": "the whole"})
+    first, second = split_packs(run, [FOUR], 2)
+    attempt = Attempt.claim(run, first)
+    assert attempt.newest_state() == {"of": "the whole"}
+    attempt.write_state(6, {"of": "the part"})
+    assert attempt.newest_state() == {"of": "the part"}
+    assert Attempt.claim(run, second).newest_state() == {"of": "the whole"}
+    # The states of the whole go when its last point is done, not before.
+    for point in first.points:
+        attempt.commit(point, {})
+    attempt.drop_states()
+    last = Attempt.claim(run, second)
+    assert last.newest_state() == {"of": "the whole"}
+    for point in second.points:
+        last.commit(point, {})
+    last.drop_states()
+    assert not list(tmp_path.glob("packs/*/attempts/*/state-*.pt"))
+
+
+def test_failures_are_read_and_forgotten(run: str) -> None:
+    point = PACK.points[0].id
+    assert read_failure(run, point) is None
+    write_failure(run, point, "no luck")
+    assert read_failure(run, point) == "no luck"
+    clear_failure(run, point)
+    clear_failure(run, point)
+    assert read_failure(run, point) is None

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from cluster.attempts import Attempt, Pack, Point, read_result, write_packs
+from cluster import search_loop
+from cluster.attempts import Attempt, Pack, Point, read_failure, read_result, split_packs, write_packs
 from cluster.features import FeatureSource, open_features
-from cluster.grid import SearchSettings
 from cluster.search_loop import PackJob, search_pack
+from cluster.settings import SearchSettings
 from data_prep import boxes
 from data_prep.manifest import read_manifest, write_manifest
 from data_prep.storage import InputError
@@ -27,8 +29,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> FeatureSource:
     return open_features(*make_features(tmp_path_factory.mktemp("planted")))
 
 
-def search(run: Path, source: FeatureSource, stop_after: int | None = None) -> None:
-    """Search the pack in this process; `stop_after`: die in the report of that epoch, as a killed trial would."""
+def search(run: Path, source: FeatureSource, stop_after: int | None = None, pack: Pack = PACK) -> None:
+    """Search a pack in this process; `stop_after`: die in the report of that epoch, as a killed trial would."""
     write_packs(str(run), [PACK])
     job = PackJob(run=str(run), space=SETTINGS.space(source), config=SETTINGS.search, device="cpu", threads=1)
 
@@ -37,7 +39,7 @@ def search(run: Path, source: FeatureSource, stop_after: int | None = None) -> N
             raise KeyboardInterrupt
 
     splits = source.load_splits(("train", "dev"))
-    search_pack(job, PACK, splits["train"], splits["dev"], report)
+    search_pack(job, pack, splits["train"], splits["dev"], report)
 
 
 def outcome(run: Path) -> tuple[list[Any], list[dict[str, Any]]]:
@@ -59,6 +61,54 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(tmp_path: Path, sour
     attempts = tmp_path / "torn" / "packs" / PACK.name / "attempts"
     assert sorted(path.name for path in attempts.iterdir()) == ["0", "1", "2"]
     assert not list(attempts.glob("*/state-*.pt")), "states are deleted once the results stand"
+
+
+def test_a_split_pack_ends_as_the_whole_one(tmp_path: Path, source: FeatureSource) -> None:
+    search(tmp_path / "whole", source)
+    run = tmp_path / "split"
+    with pytest.raises(KeyboardInterrupt):
+        search(run, source, stop_after=2)
+    for part in split_packs(str(run), [PACK], 3):
+        search(run, source, pack=part)
+        log = (run / "packs" / part.name / "attempts" / "0" / "log.txt").read_text()
+        assert "continues at epoch 2" in log
+    for point in PACK.points:
+        whole, split = (read_result(str(folder), point.id) for folder in (tmp_path / "whole", run))
+        assert whole is not None
+        assert split is not None
+        assert split["genotype"] == whole["genotype"]
+        for name, value in whole["metrics"].items():
+            expected = pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+            assert split["metrics"][name] == expected, name
+    assert not list(run.glob("packs/*/attempts/*/state-*.pt"))
+
+
+def test_a_member_that_fails_does_not_fail_its_pack(
+    tmp_path: Path, source: FeatureSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = search_loop._build
+
+    def spoiled(*arguments: Any) -> Any:
+        built = original(*arguments)
+        with torch.no_grad():
+            built.supernet.head.classifier.bias[1] = float("nan")
+        return built
+
+    monkeypatch.setattr(search_loop, "_build", spoiled)
+    search(tmp_path, source)
+    first, second, _ = PACK.points
+    assert "ceased to be finite" in str(read_failure(str(tmp_path), second.id))
+    assert read_result(str(tmp_path), second.id) is None
+    assert read_result(str(tmp_path), first.id) is not None
+    # Tried again, alone, it succeeds.
+    monkeypatch.setattr(search_loop, "_build", original)
+    search(tmp_path, source)
+    again = read_result(str(tmp_path), second.id)
+    assert again is not None
+    search(tmp_path / "whole", source)
+    undisturbed = read_result(str(tmp_path / "whole"), second.id)
+    assert undisturbed is not None
+    assert again["genotype"] == undisturbed["genotype"]
 
 
 def test_a_finished_pack_is_left_alone(tmp_path: Path, source: FeatureSource) -> None:

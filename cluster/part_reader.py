@@ -1,0 +1,73 @@
+"""Reads parts of a corpus with Ray Data. Its tasks import this module, which therefore knows nothing of torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray.data
+from numpy.typing import NDArray
+
+from cluster.session import set_data_defaults
+from data_prep import boxes, storage
+from data_prep.storage import InputError
+
+# Reading tasks of one reader, and parts that it holds ready.
+_AHEAD = 2
+
+# Name of a part, and the rows that are wanted.
+Part = tuple[str, list[int]]
+Arrays = dict[str, NDArray[Any]]
+
+
+_REFUSED = "refused"
+# Parts with the sha256 that this process has found them to have: a search reads each part once an epoch.
+_checked: set[tuple[str, str]] = set()
+
+
+class RayReader:
+    """Reads parts of the corpus at a URI: ahead, in the order given, in tasks beside the caller.
+
+    files: sha256 of every part, by name.
+    """
+
+    def __init__(self, corpus: str, files: Mapping[str, str]) -> None:
+        self.corpus, self.files = corpus, files
+
+    def __call__(self, parts: Sequence[Part]) -> Iterator[Arrays]:
+        """Blocks of any size with the wanted clips in order: `position` of the part among `parts`, int [n], `frames`
+        uint8 [n, T, 3, H, W] and `spectrogram` float32 [n, S, F].
+
+        Raises InputError for a part that is damaged, or was changed after it was written.
+        """
+        set_data_defaults()
+        ray.data.DataContext.get_current().execution_options.preserve_order = True
+        items = [
+            {"part": json.dumps([position, storage.join(self.corpus, name), self.files[name], rows])}
+            for position, (name, rows) in enumerate(parts)
+        ]
+        # The workers of the search hold the CPUs all the time; a reading task that asked for one would never start.
+        tasks = ray.data.TaskPoolStrategy(min(_AHEAD, len(items)))
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _read_part, batch_size=1, batch_format="numpy", num_cpus=0, compute=tasks
+        )
+        blocks: Any = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_AHEAD)
+        for block in blocks:
+            if _REFUSED in block:
+                raise InputError(str(block[_REFUSED][0]))
+            yield block
+
+
+def _read_part(item: Any) -> Arrays:
+    """The clips of one part that are wanted, or why it is refused: of an error, Ray hands on text amid its own."""
+    position, uri, sha256, rows = json.loads(item["part"][0])
+    unchecked = (uri, sha256) not in _checked
+    try:
+        table = boxes.read_table(uri, ["frames", "spectrogram"], sha256=sha256 if unchecked else None)
+    except InputError as error:
+        return {_REFUSED: np.array([str(error)])}
+    _checked.add((uri, sha256))
+    arrays = {name: boxes.column_to_numpy(table, name)[rows] for name in ("frames", "spectrogram")}
+    return {"position": np.full(len(rows), position), **arrays}

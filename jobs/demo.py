@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.grid import GridConfig, SearchSettings
 from cluster.session import connect
+from cluster.settings import GridConfig, SearchSettings
 from cluster.shards import progress_bar
 from data_prep import storage, synthetic
 from data_prep.manifest import write_manifest

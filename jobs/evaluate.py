@@ -16,7 +16,7 @@ from cluster.evaluation import evaluate_run, network_uris
 from cluster.shards import progress_bar
 from data_prep import storage
 from jobs.cli import Outcome, option, run_command
-from jobs.tables import grid_table, indented
+from jobs.tables import grid_tables
 from jobs.train import open_run_source
 
 
@@ -45,7 +45,7 @@ def summary(result: dict[str, Any]) -> str:
     networks = result["networks"]
     lines = [f"{result['dataset']}: {result['clips']} test clips of {result['subjects']} unseen subjects"]
     rows = [{**row["point"], "auc": row["auc"]["value"]} for row in networks.values() if row["arm"] == GRID]
-    lines += ["AUC on test, temperature by num_samples:", indented(grid_table(rows, "auc"))]
+    lines += grid_tables(rows, "AUC on test, temperature by num_samples", "auc")
     found, single = result["found"], result["best_single_sense"]
     lines.append(f"found (best on dev): {found}, {networks[found]['parameters']:,} parameters")
     lines.append(

@@ -1,7 +1,9 @@
 """Searches a grid of temperatures and numbers of Gumbel samples on Ray, and keeps the genotype of every point.
 
-Points are packed: one pack is one population in one program. A run that was stopped, or killed, goes on with --resume
-and ends with the same genotypes.
+FEATURES stands first, because an option of several values takes every word that follows it. Every option of the search
+itself, --preset to --max-parameters, may be given several values, too (--dropout 0.1 0.2; a list in a --config file;
+lists and switches by repeating the option), and is an axis of the grid then. Points are packed: one pack is one
+population in one program. A run that was stopped, or killed, goes on with --resume and ends with the same genotypes.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cluster.dry_run import dry_run
 from cluster.features import open_features
-from cluster.grid import GridConfig, GridResult, run_grids
+from cluster.grid import GridResult, run_grids
 from cluster.session import connect
+from cluster.settings import GridConfig
 from jobs.cli import FAILED, PARTLY, Outcome, SessionOptions, group, option, run_command
-from jobs.tables import grid_table, indented
+from jobs.tables import grid_tables, warnings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,7 @@ class GridJobConfig:
     features: str = option(help="directory of the features", positional=True, metavar="FEATURES")
     manifest: str = option(help="directory of the manifest that splits them")
     out: str = option(help="directory of the run, local or s3://; its last part is the run's name")
+    dry_run: bool = option(False, help="print packs, memory and the time to expect, and search nothing")
     resume: bool = option(False, help="continue a run that stands")
     grid: GridConfig = group(GridConfig)
     session: SessionOptions = group(SessionOptions)
@@ -34,7 +39,10 @@ def run(config: GridJobConfig) -> Outcome:
     """Search every point of the grid."""
     start = time.monotonic()
     source = open_features(config.features, config.manifest)
-    with connect(**config.session.connect_arguments(config.out)):
+    with connect(**config.session.connect_arguments(None if config.dry_run else config.out)):
+        if config.dry_run:
+            expected = dry_run(config.grid, source)
+            return Outcome(expected.payload, expected.text)
         result = run_grids({config.out: config.grid}, source, resume=config.resume)[config.out]
     return outcome(config.out, result, time.monotonic() - start)
 
@@ -46,15 +54,10 @@ def outcome(out: str, result: GridResult, seconds: float) -> Outcome:
     if not result.rows:
         return Outcome(payload, "\n".join([*lines, *_failures(result)]), FAILED)
     best = max(result.rows, key=lambda row: row["dev_auc"])
-    lines += ["supernet's AUC on dev, temperature by num_samples:", indented(grid_table(result.rows, "dev_auc"))]
-    lines += ["parameters of the found network:", indented(grid_table(result.rows, "parameters", 0))]
+    lines += grid_tables(result.rows, "supernet's AUC on dev, temperature by num_samples", "dev_auc")
+    lines += grid_tables(result.rows, "parameters of the found network", "parameters", 0)
     lines.append(f"best on dev: {best['id']}, AUC {best['dev_auc']:.3f}, {best['parameters']:,} parameters")
-    hardly = [row["id"] for row in result.rows if row["hardly_moved"]]
-    if hardly:
-        lines.append(
-            f"the architecture has hardly moved at {len(hardly)} of {len(result.rows)} points (entropies above 0.99 of "
-            "their maximum, genotype still changing): close calls, to be held against random genotypes."
-        )
+    lines += warnings(result.rows)
     lines += [*_failures(result), f"run: {out}"]
     return Outcome(payload, "\n".join(lines), PARTLY if result.failed else 0)
 

@@ -5,8 +5,12 @@ Every field of a configuration is an option of its command: `window_s: float = 3
 that the settings of `data_prep`, `stgs` and `cluster` become options without naming them a second time. Their help is
 the string that stands below the field in the source, or what the dataclass's docstring says after "field name: ".
 
-Types that a field may have: str, int, float, bool, `Literal` of strings, tuples of any length of these, and each of
-them `| None`.
+Types that a field may have: str, int, float, bool, `Literal` of strings, a number or a word of a `Literal`, tuples of
+any length of these, and each of them `| None`.
+
+A field that is a mapping is no option. It names, under "axes" in its metadata, options of the groups beside it that may
+be given several values: on the command line one after another (lists and switches by repeating the option), in a file
+as a list. The mapping then holds all values by the option's name, and the option's own field the first.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ import argparse
 import ast
 import dataclasses
 import fnmatch
+import functools
 import inspect
 import itertools
+import math
 import os
 import re
 import textwrap
@@ -28,7 +34,8 @@ from typing import Any, TypeVar
 Config = TypeVar("Config")
 
 _HELP, _CHOICES, _POSITIONAL, _METAVAR, _PREFIX = "help", "choices", "positional", "metavar", "prefix"
-_TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_AXES = "axes"
+_TYPE_NAMES = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
 
 
 class UsageError(ValueError):
@@ -74,9 +81,12 @@ class SessionOptions:
     num_cpus: int | None = None
     verbose: bool = False
 
-    def connect_arguments(self, out: str) -> dict[str, Any]:
-        """The arguments of `cluster.session.connect` for a command that writes to `out`: its log goes below it."""
-        log_dir = None if "://" in out else os.path.join(out, "logs")
+    def connect_arguments(self, out: str | None) -> dict[str, Any]:
+        """The arguments of `cluster.session.connect` for a command that writes to `out`: its log goes below it.
+
+        None: the command writes nothing.
+        """
+        log_dir = None if out is None or "://" in out else os.path.join(out, "logs")
         return {**dataclasses.asdict(self), "log_dir": log_dir}
 
 
@@ -94,6 +104,8 @@ class Option:
     metavar: str | None
     help: str
     default: Any  # dataclasses.MISSING if the option is required
+    words: tuple[str, ...] = ()  # text that may stand in the place of a number
+    axes: tuple[str, ...] | None = None  # path of the mapping that takes several values; None: one value alone
 
     @property
     def flag(self) -> str:
@@ -116,7 +128,32 @@ class Option:
             raise UsageError(f"{where} is {value!r}, but it must be a list, each item {self._expected()}.")
         return tuple(self._parse_item(item, where) for item in value)
 
+    def parse_several(self, value: Any, where: str) -> tuple[Any, ...]:
+        """Like `parse`, but of an option that may have several values, in a list; returns all of them."""
+        if not self._holds_several(value):
+            return (self.parse(value, where),)
+        values = tuple(self.parse(item, where) for item in value)
+        if not values or len(set(values)) < len(values):
+            raise UsageError(f"{where} is {list(values)}; give at least one value, each once.")
+        return values
+
+    def _holds_several(self, value: Any) -> bool:
+        if not isinstance(value, list | tuple):
+            return False
+        return not self.many or (len(value) > 0 and all(isinstance(item, list | tuple) for item in value))
+
+    def arguments(self, value: Any) -> list[str]:
+        """The words of a command line that give the option `value`, or each of its values, as `flatten` says them."""
+        values = value if self.axes is not None and self._holds_several(value) else [value]
+        if self.kind is bool:
+            return [self.flag if item else self.flag.replace("--", "--no-", 1) for item in values]
+        if self.many:
+            return [word for item in values for word in (self.flag, *map(str, item))]
+        return [self.flag, *map(str, values)]
+
     def _parse_item(self, value: Any, where: str) -> Any:
+        if value in self.words:
+            return value
         parsed = _convert(value, self.kind)
         if parsed is None:
             raise UsageError(f"{where} is {value!r}, but it must be {self._expected()}.")
@@ -125,22 +162,32 @@ class Option:
         return parsed
 
     def _expected(self) -> str:
-        return _TYPE_NAMES[self.kind]
+        return " or ".join([*self.words, _TYPE_NAMES[self.kind]])
 
 
 def _convert(value: Any, kind: type) -> Any:
-    """`value` as `kind`, or None where it is none: text is parsed, a whole number is a number, nothing else changes."""
+    """`value` as `kind`, or None where it is none: text is parsed, a whole number is a number, nothing else changes;
+    numbers are finite."""
+    if kind is float:
+        return _finite(value) if isinstance(value, str | float | int) and not isinstance(value, bool) else None
     if type(value) is kind:
         return value
-    if kind is float and type(value) is int:
-        return float(value)
     # YAML reads 1e-3 as text, hence numbers are also parsed where they come from a file.
-    if kind in (int, float) and isinstance(value, str):
+    if kind is int and isinstance(value, str):
         try:
-            return kind(value)
+            return int(value)
         except ValueError:
             return None
     return None
+
+
+def _finite(value: str | float) -> float | None:
+    """`value` as a number, or None where it is none, or too large for one."""
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def options_of(config_class: type) -> list[Option]:
@@ -162,16 +209,19 @@ def _collect(config_class: type, path: tuple[str, ...], prefix: str, defaults: A
     """Append the options of `config_class`, reached by `path`; `defaults` is an instance of it, or None."""
     hints = typing.get_type_hints(config_class)
     documented = _documented(config_class)
+    first = len(found)
     for field in dataclasses.fields(config_class):
         default = _default(field) if defaults is None else getattr(defaults, field.name)
         hint = hints[field.name]
+        if _AXES in field.metadata:
+            continue
         if dataclasses.is_dataclass(hint):
             inner = None if default is dataclasses.MISSING else default
             _collect(
                 typing.cast(type, hint), (*path, field.name), prefix + field.metadata.get(_PREFIX, ""), inner, found
             )
             continue
-        kind, many, optional, choices = _read_type(config_class, field, hint)
+        kind, many, optional, choices, words = _read_type(config_class, field, hint)
         found.append(
             Option(
                 name=prefix + field.name,
@@ -184,8 +234,14 @@ def _collect(config_class: type, path: tuple[str, ...], prefix: str, defaults: A
                 metavar=field.metadata.get(_METAVAR),
                 help=field.metadata.get(_HELP) or documented.get(field.name, ""),
                 default=default,
+                words=words,
             )
         )
+    for field in dataclasses.fields(config_class):
+        names = field.metadata.get(_AXES, ())
+        for index, item in enumerate(found[first:], start=first):
+            if item.path[-1] in names and len(item.path) > len(path) + 1:
+                found[index] = dataclasses.replace(item, axes=(*path, field.name))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -213,20 +269,36 @@ def _documented(config_class: type) -> dict[str, str]:
 
 def _read_type(
     owner: type, field: dataclasses.Field[Any], hint: Any
-) -> tuple[type, bool, bool, tuple[Any, ...] | None]:
-    """A field's type as (kind of one value, many, optional, choices)."""
+) -> tuple[type, bool, bool, tuple[Any, ...] | None, tuple[str, ...]]:
+    """A field's type as (kind of one value, many, optional, choices, words that may stand in the value's place)."""
     optional = many = False
+    words: tuple[str, ...] = ()
     choices = field.metadata.get(_CHOICES)
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        inner = [item for item in typing.get_args(hint) if item is not type(None)]
-        optional, hint = True, inner[0] if len(inner) == 1 else hint
+        parts = typing.get_args(hint)
+        optional = type(None) in parts
+        inner = [item for item in parts if item is not type(None)]
+        if len(inner) == 2 and typing.get_origin(inner[1]) is typing.Literal:
+            words = typing.get_args(inner.pop())
+        hint = inner[0] if len(inner) == 1 else hint
     if typing.get_origin(hint) is tuple and typing.get_args(hint)[1:] == (...,):
         many, hint = True, typing.get_args(hint)[0]
     if typing.get_origin(hint) is typing.Literal:
         choices, hint = typing.get_args(hint), str
     if hint not in _TYPE_NAMES:
         raise TypeError(f"{owner.__name__}.{field.name} has the type {field.type}, which no option can have")
-    return hint, many, optional, None if choices is None else tuple(choices)
+    return hint, many, optional, None if choices is None else tuple(choices), words
+
+
+class _Repeated(argparse.BooleanOptionalAction):
+    """A switch that may be given more than once, each time with another value."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Add what this occurrence says to the values."""
+        given = [*getattr(namespace, self.dest, []), not str(option_string).startswith("--no-")]
+        setattr(namespace, self.dest, given)
 
 
 def add_arguments(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
@@ -234,20 +306,23 @@ def add_arguments(parser: argparse.ArgumentParser, options: Iterable[Option]) ->
     for item in options:
         settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help_text(item)}
         if item.kind is bool:
-            parser.add_argument(item.flag, action=argparse.BooleanOptionalAction, **settings)
+            action = argparse.BooleanOptionalAction if item.axes is None else _Repeated
+            parser.add_argument(item.flag, action=action, **settings)
             continue
         settings["metavar"] = item.flag if item.positional else item.metavar or _metavar(item)
         if item.positional:
             # None of them is required here: its value may also stand in the --config file.
             parser.add_argument(item.name, nargs="*" if item.many else "?", **settings)
+        elif item.many and item.axes is not None:
+            parser.add_argument(item.flag, nargs="+", action="append", **settings)
         else:
-            parser.add_argument(item.flag, nargs="+" if item.many else None, **settings)
+            parser.add_argument(item.flag, nargs="+" if item.many or item.axes is not None else None, **settings)
 
 
 def _metavar(item: Option) -> str:
     if item.choices is not None:
         return "|".join(map(str, item.choices))
-    return {str: "TEXT", int: "N", float: "X"}[item.kind]
+    return "|".join([*item.words, {str: "TEXT", int: "N", float: "X"}[item.kind]])
 
 
 def _help_text(item: Option) -> str:
@@ -256,7 +331,9 @@ def _help_text(item: Option) -> str:
         text += f" ({' | '.join(map(str, item.choices))})"
     if item.default is dataclasses.MISSING:
         text += "" if item.positional else " (required)"
-    elif item.default is not None and item.default != () and item.kind is not bool:
+    elif item.default is None:
+        pass  # the text says what that means
+    elif item.default != () and item.kind is not bool:
         shown = " ".join(map(str, item.default)) if item.many else str(item.default)
         text += f" (default: {shown})"
     elif item.kind is bool:
@@ -277,10 +354,19 @@ def build(config_class: type[Config], values: Mapping[str, Any], where: Mapping[
             raise UsageError(f"{origins.get(name, name)} is no option here; the options are {', '.join(options)}.")
     parsed: dict[tuple[str, ...], Any] = {}
     for name, item in options.items():
-        if name in values:
+        if item.axes is not None:
+            parsed.setdefault(item.axes, {})
+        if name in values and item.axes is not None:
+            several = item.parse_several(values[name], origins.get(name, item.flag))
+            parsed[item.path] = several[0]
+            if len(several) > 1:
+                parsed[item.axes][item.path[-1]] = several
+        elif name in values:
             parsed[item.path] = item.parse(values[name], origins.get(name, item.flag))
         elif item.default is dataclasses.MISSING:
-            raise UsageError(f"{item.flag} is missing; give it on the command line or as {name} in a --config file.")
+            # An option of several values takes every word that follows it, so that a place is best filled first.
+            place = "first on the command line, before the options," if item.positional else "on the command line"
+            raise UsageError(f"{item.flag} is missing; give it {place} or as {name} in a --config file.")
         else:
             parsed[item.path] = item.default
     return _assemble(config_class, (), parsed)
@@ -299,8 +385,14 @@ def flatten(config: Any) -> dict[str, Any]:
     """Option name -> value, tuples as lists: what a `--config` file of this configuration holds."""
     flat: dict[str, Any] = {}
     for item in options_of(type(config)):
-        value = config
-        for name in item.path:
-            value = getattr(value, name)
-        flat[item.name] = list(value) if isinstance(value, tuple) else value
+        axes = {} if item.axes is None else _at(config, item.axes)
+        flat[item.name] = _lists(axes.get(item.path[-1], _at(config, item.path)))
     return flat
+
+
+def _at(config: Any, path: Iterable[str]) -> Any:
+    return functools.reduce(getattr, path, config)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value

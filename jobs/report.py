@@ -17,6 +17,7 @@ from jobs.report_curves import curves_section
 from jobs.report_facts import RunFacts, read_run
 from jobs.report_genotypes import genotypes_section
 from jobs.report_html import page, tag
+from jobs.report_probabilities import probabilities_section
 from jobs.report_results import controls_section, grid_section, roc_section
 from jobs.report_settings import settings_section
 from jobs.report_summary import summary
@@ -26,6 +27,7 @@ _SECTIONS = {
     "The grid": grid_section,
     "ROC curves": roc_section,
     "How the search went": curves_section,
+    "Probabilities": probabilities_section,
     "Genotypes": genotypes_section,
     "Controls": controls_section,
     "Settings": settings_section,

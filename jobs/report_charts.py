@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from jobs.report_html import Html, tag
 
+Weight = Literal["", "thick", "faint"]
 STYLES = 6  # series styles s0 to s5 of the page
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 40
+# Of the names at the ends of lines: width of a letter, and distance between two names.
+_LETTER, _LINE_HEIGHT = 6.8, 12.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +80,16 @@ def fitted_axis(
 class Series:
     """A line. x, y: its points; where y is not finite (or not above 0 on a log axis) the line is broken.
 
-    style: index of its colour and dashes. hint: what the pointer shows over it.
+    style: index of its colour and dashes. hint: what the pointer shows over it. weight: `thick` for what matters most,
+    `faint` for what stands behind. name: written at the line's end, if there is one.
     """
 
     x: Sequence[float]
     y: Sequence[float]
     style: int
     hint: str
-    thick: bool = False
+    weight: Weight = ""
+    name: str = ""
 
 
 def line_chart(
@@ -97,7 +103,9 @@ def line_chart(
     diagonal: bool = False,
 ) -> Html:
     """Lines over two axes. diagonal: from corner to corner, the ROC curve of a coin."""
-    left, right, top, bottom = _LEFT, width - _RIGHT, _TOP if title else 10, height - _BOTTOM
+    longest = max((len(line.name) for line in series), default=0)
+    left, right = _LEFT, width - _RIGHT - longest * _LETTER
+    top, bottom = _TOP if title else 10, height - _BOTTOM
 
     def at(px: float, py: float) -> tuple[float, float]:
         return left + x.place(px) * (right - left), bottom - y.place(py) * (bottom - top)
@@ -108,12 +116,35 @@ def line_chart(
     if diagonal:
         parts.append(tag("line", x1=left, y1=bottom, x2=right, y2=top, class_="diagonal"))
     for line in series:
-        class_ = f"series s{line.style % STYLES}" + (" thick" if line.thick else "")
+        class_ = f"series s{line.style % STYLES} {line.weight}".rstrip()
         usable = [math.isfinite(value) and (value > 0 or not y.log) for value in line.y]
         points = [at(*pair) if good else None for *pair, good in zip(line.x, line.y, usable, strict=True)]
         parts.append(tag("path", tag("title", line.hint), d=_path(points), class_=class_))
+    if longest:
+        ends = [(line, [height for height in line.y if math.isfinite(height)]) for line in series if line.name]
+        heights = [(at(x.high, values[-1])[1], line) for line, values in ends if values]
+        parts += _end_names(heights, right + 5, top, bottom)
     label = f"{title or y.label} over {x.label}: " + "; ".join(line.hint for line in series)
     return tag("svg", parts, viewBox=f"0 0 {width} {height}", role="img", aria_label=label)
+
+
+def _end_names(heights: Sequence[tuple[float, Series]], left: float, top: float, bottom: float) -> list[Html]:
+    """The lines' names beside their ends, moved apart where they would overlap, in the order of the ends."""
+    ranked = sorted(heights, key=lambda item: item[0])
+    gap = min(_LINE_HEIGHT, (bottom - top) / max(len(ranked) - 1, 1))
+    placed: list[float] = []
+    for height, _ in ranked:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    # What was pushed below the axis pushes its neighbours up again.
+    limit = bottom
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], limit)
+        limit = placed[index] - gap
+    names = []
+    for height, (_, line) in zip(placed, ranked, strict=True):
+        class_ = f"s{line.style % STYLES} {line.weight}".rstrip()
+        names.append(tag("text", line.name, x=left, y=_short(height), dy="0.35em", class_=class_))
+    return names
 
 
 def _axes(x: Axis, y: Axis, left: float, right: float, top: float, bottom: float) -> Html:
@@ -235,32 +266,34 @@ class Cell:
 
 
 def heat_map(
-    row_names: Sequence[str],
-    column_names: Sequence[str],
+    row_names: Sequence[object],
+    column_names: Sequence[object],
     cells: Mapping[tuple[int, int], Cell],
     *,
     least: float = 0.0,
+    missing: str = "none",
+    class_: str = "heat",
 ) -> Html:
     """A table of coloured cells, light for the smallest value and dark for the largest.
 
-    cells: by (row, column); the others are shown as missing. least: smallest range of the colours, so that noise does
-    not look like a trend.
+    cells: by (row, column); the others show `missing`. least: smallest range of the colours, so that noise does not
+    look like a trend.
     """
     values = [cell.value for cell in cells.values() if math.isfinite(cell.value)]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    missing = max(0.0, least - (high - low))
-    low, high = low - missing / 2, high + missing / 2
+    lacking = max(0.0, least - (high - low))
+    low, high = low - lacking / 2, high + lacking / 2
     head = tag("tr", tag("td", class_="corner"), [tag("th", name, scope="col") for name in column_names])
     body = []
     for row, name in enumerate(row_names):
-        drawn = [_heat_cell(cells.get((row, column)), low, high) for column in range(len(column_names))]
+        drawn = [_heat_cell(cells.get((row, column)), low, high, missing) for column in range(len(column_names))]
         body.append(tag("tr", tag("th", name, scope="row"), drawn))
-    return tag("div", tag("table", tag("thead", head), tag("tbody", body), class_="heat"), class_="scroll")
+    return tag("div", tag("table", tag("thead", head), tag("tbody", body), class_=class_), class_="scroll")
 
 
-def _heat_cell(cell: Cell | None, low: float, high: float) -> Html:
+def _heat_cell(cell: Cell | None, low: float, high: float, missing: str) -> Html:
     if cell is None:
-        return tag("td", "none", class_="none", title="no result")
+        return tag("td", missing, class_="none")
     share = (cell.value - low) / (high - low) if high > low and math.isfinite(cell.value) else 0.5
     # From a pale to a dark blue of one hue: its lightness alone tells the order, to every kind of sight.
     colour = [round(a + (b - a) * share) for a, b in zip((226, 237, 250), (20, 48, 122), strict=True)]

@@ -15,8 +15,9 @@ from cluster.attempts import point_uri, read_result
 from cluster.controls import AUDIO, GRID, SHUFFLED, VISUAL, arm_uri
 from cluster.evaluation import choose, network_uris
 from cluster.found_loop import network_facts
-from cluster.grid import GridConfig, config_from_dict, read_grid
+from cluster.grid import read_grid
 from cluster.runs import CONFIG_NAME, read_config, read_hints
+from cluster.settings import GridConfig, config_from_dict
 from data_prep import boxes, storage
 from data_prep.storage import InputError
 
@@ -36,6 +37,20 @@ class Arm:
     def device_seconds(self) -> float:
         """Cost of the points that have a result."""
         return math.fsum(row["device_seconds"] for row in self.rows)
+
+    def groups(self) -> list[tuple[str, list[Row]]]:
+        """The rows by estimator and options, with words for what tells the groups apart (nothing where one stands
+        alone): temperatures and numbers of samples are compared within a group only.
+        """
+        found: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault((row["estimator"], row["options"]), []).append(row)
+        return [(self.group_words(rows[0]), rows) for rows in found.values()]
+
+    def group_words(self, point: Mapping[str, Any]) -> str:
+        """The estimator and the options of a point, as far as the grid varies them; e.g. `stgs, dropout=0.1`."""
+        parts = [str(point["estimator"])] if len(self.grid.estimators) > 1 else []
+        return ", ".join([*parts, *filter(None, [str(point.get("options", ""))])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +159,8 @@ def _arm(uri: str) -> Arm:
     config = read_config(uri)
     grid = config_from_dict(config)
     rows = read_grid(uri) if storage.exists(storage.join(uri, "grid.parquet")) else []
+    # Runs of earlier versions lack some columns.
+    rows = [{"options": "", "gradient_lost": "", "entropy_unmoved": "", **row} for row in rows]
     there = {row["id"] for row in rows}
     missing = {point.id: _why_missing(uri, point.id) for point in grid.points() if point.id not in there}
     return Arm(config, grid, rows, missing)
@@ -205,10 +222,15 @@ def _reading(content: dict[str, Any]) -> Reading:
 
 
 def _provenance(hints: Mapping[str, Any]) -> dict[str, Any]:
-    """How the features were made, from their meta.json if they still lie where the search read them."""
+    """How the features were made, from their meta.json if they still lie where the search read them.
+
+    A search that trained its backbones read a corpus.
+    """
     meta = _json(storage.join(str(hints["features"]), boxes.META_NAME))
     if meta is None:
         return {}
+    if meta["kind"] == boxes.CORPUS:
+        return {"corpus": meta["config"]}
     return {"backbones": meta["config"], "corpus": meta["extra"].get("corpus_config", {})}
 
 

@@ -85,8 +85,8 @@ def _origin(item: _Drawn, facts: RunFacts) -> str:
             groups[name.partition("/")[2]] = []
             continue
         words = f"temperature {point['temperature']:g}"
-        if len(facts.main.grid.estimators) > 1:
-            words = f"{point['estimator']}, {words}"
+        if group := facts.main.group_words(point):
+            words = f"{group}, {words}"
         if len(facts.main.grid.seeds) > 1:
             words = f"seed {point['seed']}, {words}"
         groups.setdefault(words, []).append(str(point["num_samples"]))
@@ -98,7 +98,7 @@ def _place(item: tuple[str, Row | None]) -> tuple[object, ...]:
     name, point = item
     if point is None:
         return (1, name)
-    return (0, point["estimator"], point["seed"], point["temperature"], point["num_samples"])
+    return (0, point["estimator"], point.get("options", ""), point["seed"], point["temperature"], point["num_samples"])
 
 
 def _drawings(facts: RunFacts, drawn: Sequence[_Drawn]) -> Html:

@@ -187,6 +187,7 @@ thead th{vertical-align:bottom;border-bottom:2px solid var(--line)}
 .heat td small{display:block;font-size:11.5px;color:inherit}
 .heat th{font-weight:normal;color:var(--soft);font-size:13px;white-space:nowrap}
 .heat .found{outline:3px solid var(--bad);outline-offset:-1px}
+.fine{table-layout:auto}.fine th[scope=row],.fine .corner{width:6.6em;text-align:left}.fine td{font-size:13px}
 .heat .corner{padding:0}.heat .none{background:var(--tint);color:var(--soft)}
 figure{margin:12px 0}
 .head{font-size:14px;font-weight:600;margin:0 0 2px;max-width:none}
@@ -196,6 +197,8 @@ figcaption{font-size:13.5px;line-height:1.45;max-width:76ch}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:8px 36px}
 .panels{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(255px,1fr);gap:6px;overflow-x:auto}
 .wrap{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(280px,100%),1fr));gap:14px 6px}
+.large{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(350px,100%),1fr));gap:10px 16px}
+.beside{display:flex;flex-wrap:wrap;gap:0 36px}.beside>div{min-width:0}
 .drawings{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(500px,100%),1fr));gap:18px 32px}
 .drawings figure{break-inside:avoid;border:1px solid var(--line);border-radius:8px;padding:12px;margin:0;min-width:0}
 .drawings .best{border:2px solid var(--bad)}
@@ -213,6 +216,8 @@ svg .diagonal{stroke:var(--line);stroke-width:1.5}
 svg .series{fill:none;stroke-width:1.8;stroke-linejoin:round}
 svg .series:hover{stroke-width:4}
 svg .thick{stroke-width:3}
+svg .faint{stroke-width:1;opacity:.4}
+svg text.thick{font-weight:600}
 svg .dot{stroke:none}
 svg .box{fill:var(--box);stroke:var(--soft)}
 svg .frame{fill:var(--tint);stroke:var(--line)}

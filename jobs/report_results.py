@@ -51,12 +51,10 @@ def grid_section(facts: RunFacts) -> Html:
     many = len(arm.rows) > 1
     if many:
         parts.append(tag("p", _MAP_NOTE, class_="soft"))
-    for estimator in arm.grid.estimators if many else ():
-        rows = [row for row in arm.rows if row["estimator"] == estimator]
-        if len(arm.grid.estimators) > 1:
-            parts.append(tag("h3", f"Estimator {estimator}"))
-        if rows:
-            parts.append(tag("div", _maps(facts, rows), class_="maps"))
+    for words, rows in arm.groups() if many else ():
+        if words:
+            parts.append(tag("h3", f"With {words}"))
+        parts.append(tag("div", _maps(facts, rows), class_="maps"))
     if arm.rows:
         tables = [_searched_points(facts), *(_trained_points(facts, reading) for reading in facts.readings)]
         parts.append(fold("All points in numbers", tables) if many else tables)
@@ -251,13 +249,14 @@ def _samples_roc(facts: RunFacts, reading: Reading) -> Html | None:
     fixed = _PAPER_TEMPERATURE if _PAPER_TEMPERATURE in grid.temperatures else found["temperature"]
     lines = []
     for row in sorted(facts.main.rows, key=lambda row: row["num_samples"]):
-        wanted = (fixed, found["estimator"], found["seed"])
+        wanted = (fixed, found["estimator"], found["seed"], found.get("options", ""))
         network = reading.point_network(row["id"])
-        if (row["temperature"], row["estimator"], row["seed"]) == wanted and network is not None:
+        own = (row["temperature"], row["estimator"], row["seed"], row["options"])
+        if own == wanted and network is not None:
             lines.append((f"M {row['num_samples']}: AUC {interval(network['auc'])}", *network["roc"]))
     where = f"temperature {fixed:g}"
-    if len(grid.seeds) > 1 or len(grid.estimators) > 1:
-        where += f", estimator {found['estimator']}, seed {found['seed']}"
+    where += f", {words}" if (words := facts.main.group_words(found)) else ""
+    where += f", seed {found['seed']}" if len(grid.seeds) > 1 else ""
     whose = "paper's ROC figure" if fixed == _PAPER_TEMPERATURE else "found network"
     why = f"This temperature is that of the {whose}."
     return _roc_figure(lines, f"Networks found with different M at {where}", f"{why} Equal genotypes give one curve.")
@@ -265,7 +264,7 @@ def _samples_roc(facts: RunFacts, reading: Reading) -> Html | None:
 
 def _roc_figure(lines: Sequence[tuple[str, Any, Any]], title: str, caption: str, *, first_thick: bool = False) -> Html:
     series = [
-        Series(x=x, y=y, style=style, hint=name, thick=first_thick and style == 0)
+        Series(x=x, y=y, style=style, hint=name, weight="thick" if first_thick and style == 0 else "")
         for style, (name, x, y) in enumerate(lines)
     ]
     axes = Axis("false positive rate (real clips called fake)", 0.0, 1.0), Axis("true positive rate", 0.0, 1.0)

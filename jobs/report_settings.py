@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.controls import CONTROLS, GRID, RANDOM, SHUFFLED
+from cluster.finetune import backbone_uri
 from jobs.evaluate import EvaluateJobConfig
 from jobs.extract import ExtractJobConfig
 from jobs.grid import GridJobConfig
@@ -17,6 +18,7 @@ from jobs.report_html import Html, duration, facts_table, fold, section, table, 
 from jobs.report_summary import ARM_NAMES
 from jobs.search import SearchJobConfig
 from jobs.train import TrainJobConfig
+from stgs.backbones import SENSES
 
 _COMMAND_COLUMNS = 110
 _DIGESTS = ("features_digest", "manifest_digest", "split_digest")
@@ -44,8 +46,8 @@ def settings_section(facts: RunFacts) -> Html:
 
 _COMMANDS_NOTE = (
     "Options that have their default value are left out. The same bits are promised on the same kind of device, with "
-    "the same packs and threads. A clip's way to the features begins with 'stgs manifest' ('stgs demo' for the drawn "
-    "clips); CORPUS stands for a directory that the run's files do not name."
+    "the same packs, threads and workers. A clip's way to the features begins with 'stgs manifest' ('stgs demo' for "
+    "the drawn clips); CORPUS and FEATURES stand for directories that the run's files do not name."
 )
 
 
@@ -111,12 +113,20 @@ def commands(facts: RunFacts) -> list[str]:
     lines = []
     corpus, backbones = (dict(leaves(facts.provenance.get(name, {}))) for name in ("corpus", "backbones"))
     features, manifest = (str(facts.hints[name]) for name in ("features", "manifest"))
+    trained = "finetune" in facts.main.config
     if corpus:
-        lines.append(_command("prepare", PrepareJobConfig, {"manifest": manifest, "out": "CORPUS", **corpus}))
-    if "visual" in backbones:
+        out = features if trained else "CORPUS"
+        lines.append(_command("prepare", PrepareJobConfig, {"manifest": manifest, "out": out, **corpus}))
+    if "visual" in backbones and not trained:
         lines.append(_command("extract", ExtractJobConfig, {"corpus": "CORPUS", "out": features, **backbones}))
     where = {"features": features, "manifest": manifest, "out": facts.uri}
-    settings = dict(leaves(facts.main.config))
+    # Of an axis the settings hold the first value alone.
+    config = {name: value for name, value in facts.main.config.items() if name not in ("backbones", "finetune")}
+    settings = {**dict(leaves(config)), **config.get("axes", {})}
+    if trained:
+        settings |= {**_trained_backbones(facts), **facts.main.config["finetune"], **facts.hints, "finetune": True}
+        # That of the backbones is their corpus's.
+        settings["length"] = facts.main.grid.settings.length
     if len(facts.main.grid.points()) == 1:
         point = facts.main.grid.points()[0]
         single = {"temperature": point.temperature, "num_samples": point.num_samples, "estimator": point.estimator}
@@ -124,19 +134,38 @@ def commands(facts: RunFacts) -> list[str]:
         lines.append(_command("search", SearchJobConfig, {**settings, **where}))
     else:
         lines.append(_command("grid", GridJobConfig, {**settings, **where}))
+    if trained:
+        files = {f"{sense}_weights": backbone_uri(facts.uri, sense) for sense in SENSES}
+        made = {**_trained_backbones(facts), **facts.hints, **files, "corpus": features, "out": "FEATURES"}
+        lines.append(_command("extract", ExtractJobConfig, made))
     if facts.readings:
         lines.append(_train_command(facts))
     for reading in facts.readings:
         if reading.dataset is not None:
             resamples = reading.content["bootstrap"]["resamples"]
-            lines.append(_command("evaluate", EvaluateJobConfig, {"run": facts.uri, "resamples": resamples}))
+            values = {"run": facts.uri, "resamples": resamples, **_where_features(facts)}
+            lines.append(_command("evaluate", EvaluateJobConfig, values))
             break  # one command reads the test clips of every data set
     return [*lines, shlex.join(["stgs", "report", facts.uri])]
 
 
+def _trained_backbones(facts: RunFacts) -> dict[str, Any]:
+    """The settings of backbones that a search trained; what stood in their files is said by the run's hints."""
+    return {name: value for name, value in facts.main.config["backbones"].items() if name != "weights"}
+
+
+def _where_features(facts: RunFacts) -> dict[str, str]:
+    """Option of a command that reads features, where they are not those that the search read."""
+    return {"features": "FEATURES"} if "finetune" in facts.main.config else {}
+
+
 def _train_command(facts: RunFacts) -> str:
     networks = [network["arm"] for network in facts.readings[0].networks.values()]
-    values: dict[str, Any] = {"run": facts.uri, **dict(leaves(facts.training or {}, "found_"))}
+    values: dict[str, Any] = {
+        "run": facts.uri,
+        **dict(leaves(facts.training or {}, "found_")),
+        **_where_features(facts),
+    }
     values["controls"] = tuple(arm for arm in CONTROLS if arm in networks)
     if RANDOM in networks:
         values["random_genotypes"] = networks.count(RANDOM)
@@ -160,10 +189,8 @@ def _command(name: str, config_class: type, values: Mapping[str, Any]) -> str:
             places.append(str(value))
         elif value == item.default or value is None or value == ():
             continue
-        elif item.kind is bool:
-            flags.append(item.flag if value else f"--no-{item.name.replace('_', '-')}")
         else:
-            flags.append(shlex.join([item.flag, *map(text_of, value if isinstance(value, tuple) else (value,))]))
+            flags.append(shlex.join(item.arguments(value)))
     return _in_lines([shlex.join(["stgs", name, *places]), *flags])
 
 

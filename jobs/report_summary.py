@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cluster.controls import AUDIO, GRID, RANDOM, SHUFFLED, VISUAL
 from data_prep.synthetic import DATASET
 from jobs.report_facts import Reading, RunFacts
 from jobs.report_html import Html, bounds, count, duration, fraction, interval, join, plural, section, tag, text_of
+from jobs.tables import of_points
 
 # From this number of seeds on, design.md section 4 lets a heat map be called a result.
 ENOUGH_SEEDS = 3
@@ -56,6 +58,8 @@ def _searched(facts: RunFacts) -> str:
     seeds = f"{'seed' if len(grid.seeds) == 1 else 'seeds'} {text_of(grid.seeds)}"
     estimators = f"estimator{'s' if len(grid.estimators) > 1 else ''} {text_of(grid.estimators)}"
     senses = "the features of both senses" if settings.sense == "both" else f"{settings.sense} features only"
+    for name, values in grid.axes.items():
+        estimators += f", {name} {text_of(values)}"
     words = (
         f"{what}, {estimators}, {seeds}, {plural(settings.search.epochs, 'epoch')} each, over "
         f"{plural(settings.num_cells, 'cell')} of {plural(settings.num_steps, 'step')}, on {senses}"
@@ -142,9 +146,29 @@ def point_words(point: dict[str, object] | None, facts: RunFacts) -> str:
     if point is None:
         return "a genotype drawn by chance"
     words = f"temperature {text_of(point['temperature'])}, M {point['num_samples']}"
-    if len(facts.main.grid.estimators) > 1:
-        words += f", {point['estimator']}"
+    if group := facts.main.group_words(point):
+        words += f", {group}"
     return words + (f", seed {point['seed']}" if len(facts.main.grid.seeds) > 1 else "")
+
+
+def points_words(points: Sequence[Mapping[str, Any]], facts: RunFacts) -> str:
+    """Points in words; those with equal settings but M stand together, and the points of a group that are all named."""
+    pieces: dict[str, list[str]] = {}
+    whole = {words: {row["id"] for row in rows} for words, rows in facts.main.groups()}
+    for words, ids in whole.items():
+        own = [point for point in points if point["id"] in ids]
+        if len(own) == len(ids) > 1:
+            pieces[f"all {len(ids)} points" + (f" with {words}" if words else "")] = []
+            continue
+        for point in sorted(own, key=_place):
+            parts = [words, f"temperature {point['temperature']:g}"]
+            parts.insert(1, f"seed {point['seed']}" if len(facts.main.grid.seeds) > 1 else "")
+            pieces.setdefault(", ".join(filter(None, parts)), []).append(str(point["num_samples"]))
+    return "; ".join(f"{words}, M {', '.join(samples)}" if samples else words for words, samples in pieces.items())
+
+
+def _place(point: Mapping[str, Any]) -> tuple[Any, ...]:
+    return point["seed"], point["temperature"], point["num_samples"]
 
 
 def _found(facts: RunFacts, reading: Reading) -> str:
@@ -240,7 +264,8 @@ def _cost(facts: RunFacts) -> str:
 
 
 def _caveats(facts: RunFacts) -> Html | None:
-    lines = [line for line in (*_draws(facts), *_data(facts), _movement(facts), _choice(facts)) if line]
+    warnings = (_movement(facts), _lost(facts), _choice(facts))
+    lines = [line for line in (*_draws(facts), *_data(facts), *warnings) if line]
     if not lines:
         return None
     return tag("div", tag("h3", "Caveats"), tag("ul", [tag("li", line) for line in lines]), class_="caveats")
@@ -281,10 +306,21 @@ def _movement(facts: RunFacts) -> str | None:
     still = sum(row["hardly_moved"] for row in rows)
     if not still:
         return None
-    where = "at this point" if len(rows) == 1 else f"at {still} of {len(rows)} points"
     return (
-        f"The architecture has hardly moved {where}: entropies above 0.99 of their maximum and a genotype that still "
-        "changed in the last 10 epochs. Such genotypes are close calls: hold them against those drawn by chance."
+        f"The architecture has hardly moved at {of_points(still, len(rows))}: entropies above 0.99 of their maximum "
+        "and a genotype that still changed in the last 10 epochs. Such genotypes are close calls: hold them against "
+        "those drawn by chance."
+    )
+
+
+def _lost(facts: RunFacts) -> str | None:
+    rows = facts.main.rows
+    lost = sum(bool(row["gradient_lost"] or row["entropy_unmoved"]) for row in rows)
+    if not lost:
+        return None
+    return (
+        f"The architecture was not really searched at {of_points(lost, len(rows))}: its gradient is lost beside "
+        "the weight decay, or an entropy never moved. They are named under 'How the search went'."
     )
 
 

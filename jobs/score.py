@@ -95,10 +95,13 @@ def _backbones(stored: StoredNetwork) -> BackboneConfig:
 
 
 def _from_facts(config_class: Any, facts: dict[str, Any]) -> Any:
-    names = {field.name for field in fields(config_class)}
-    if set(facts) != names:
-        odd = sorted(names ^ set(facts))
-        raise InputError(f"the network's file lacks or has too much in its {config_class.__name__}: {', '.join(odd)}.")
+    """A setting that the file does not name is newer than it, and its default is how things were."""
+    unknown = sorted(set(facts) - {field.name for field in fields(config_class)})
+    if unknown:
+        raise InputError(
+            f"the network's file has {', '.join(unknown)} in its {config_class.__name__}, which this program does not "
+            "know; score with the version that trained it."
+        )
     return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
 
 

@@ -1,20 +1,29 @@
-"""Searches one fusion network on cached features, in a Ray Train worker, and keeps its genotype.
+"""Searches one fusion network, in Ray Train workers that share every batch, and keeps its genotype.
 
-A run that was stopped, or killed, goes on with --resume and ends with the same genotype.
+It reads cached features, or, with --finetune, a corpus, and then trains the backbones, too. A run that was stopped, or
+killed, goes on with --resume and ends with the same genotype.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-from cluster.features import open_features
-from cluster.grid import GridConfig, SearchSettings, run_single
+from cluster.dry_run import dry_run
+from cluster.features import FeatureSource, open_features
+from cluster.finetune import BackboneOptions, backbone_uri, open_corpus
+from cluster.grid import run_single
 from cluster.session import connect
+from cluster.settings import GridConfig, SearchSettings
 from jobs.cli import FAILED, Outcome, SessionOptions, group, option, run_command
 from jobs.describe import drawing
+from jobs.tables import warnings
+from stgs.backbone_trainer import FinetuneConfig
+from stgs.backbones import SENSES
 from stgs.estimators import ESTIMATORS
 from stgs.genotype import genotype_from_json
 
@@ -23,15 +32,22 @@ from stgs.genotype import genotype_from_json
 class SearchJobConfig:
     """Options of `stgs search`."""
 
-    features: str = option(help="directory of the features", positional=True, metavar="FEATURES")
+    features: str = option(
+        help="directory of the features; of the corpus, with --finetune", positional=True, metavar="FEATURES"
+    )
     manifest: str = option(help="directory of the manifest that splits them")
     out: str = option(help="directory of the run, local or s3://; its last part is the run's name")
     temperature: float = option(10.0, help="temperature lambda of the Gumbel-softmax, above 0")
     num_samples: int = option(15, help="Gumbel samples M, at least 1")
     estimator: str = option("stgs", help="gradient estimator", choices=ESTIMATORS)
     seed: int = option(0, help="initial weights, noise and dropout")
+    workers: int = option(1, help="processes, one a device, that share every batch")
+    finetune: bool = option(False, help="train the backbones in the loop, on a corpus in the place of features")
+    dry_run: bool = option(False, help="print the memory and the time to expect, and search nothing")
     resume: bool = option(False, help="continue a run that stands")
     settings: SearchSettings = group(SearchSettings)
+    backbones: BackboneOptions = group(BackboneOptions)
+    training: FinetuneConfig = group(FinetuneConfig)
     session: SessionOptions = group(SessionOptions)
 
 
@@ -45,22 +61,47 @@ def run(config: SearchJobConfig) -> Outcome:
         seeds=(config.seed,),
         settings=config.settings,
     )
-    source = open_features(config.features, config.manifest)
-    with connect(**config.session.connect_arguments(config.out)):
-        result = run_single(config.out, grid, source, resume=config.resume)
+    source: FeatureSource
+    if config.finetune:
+        source = open_corpus(config.features, config.manifest, config.backbones, config.training)
+    else:
+        source = open_features(config.features, config.manifest)
+    with connect(**config.session.connect_arguments(None if config.dry_run else config.out)):
+        if config.dry_run:
+            expected = dry_run(grid, source, workers=config.workers)
+            return Outcome(expected.payload, expected.text)
+        result = run_single(config.out, grid, source, workers=config.workers, resume=config.resume)
     seconds = time.monotonic() - start
     if result.failed:
         reason = next(iter(result.failed.values()))
         return Outcome({"out": config.out, "failed": result.failed}, f"the search failed: {reason}", FAILED)
-    row = result.rows[0]
+    return _outcome(config, result.rows[0], seconds)
+
+
+def _outcome(config: SearchJobConfig, row: dict[str, Any], seconds: float) -> Outcome:
     lines = [
         f"searched in {seconds:.1f} s: AUC on dev {row['dev_auc']:.3f} at epoch {row['best_epoch']} of "
         f"{row['epochs']}, {row['parameters']:,} parameters",
         *drawing(genotype_from_json(row["genotype"])),
+        *warnings([row]),
     ]
-    if row["hardly_moved"]:
-        lines.append("the architecture has hardly moved: a close call, to be held against random genotypes.")
-    return Outcome({"out": config.out, **row}, "\n".join([*lines, f"run: {config.out}"]))
+    payload: dict[str, Any] = {"out": config.out, **row}
+    if config.finetune:
+        payload["backbones"] = {sense: backbone_uri(config.out, sense) for sense in SENSES}
+        lines.append(f"features of these backbones: {_extraction(config, payload['backbones'])}")
+    return Outcome(payload, "\n".join([*lines, f"run: {config.out}"]))
+
+
+def _extraction(config: SearchJobConfig, weights: dict[str, str]) -> str:
+    """The command that makes the features of the trained backbones."""
+    words = ["stgs", "extract", config.features, "--out", "DIR"]
+    for item in fields(BackboneOptions):
+        value = weights.get(item.name.removesuffix("_weights"), "") if item.name.endswith("_weights") else None
+        value = value or getattr(config.backbones, item.name)
+        if value != item.default:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{item.name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,10 +22,12 @@ from cluster.controls import (
     random_jobs,
 )
 from cluster.features import FeatureSource, open_features
+from cluster.finetune import require_trained_features
 from cluster.found_loop import NetworkJob, read_network, train_networks
-from cluster.grid import GridConfig, GridResult, config_from_dict, read_grid, run_grids
+from cluster.grid import GridResult, read_grid, run_grids
 from cluster.runs import read_config, read_hints
 from cluster.session import connect
+from cluster.settings import GridConfig, config_from_dict
 from data_prep import storage
 from data_prep.storage import InputError
 from jobs.cli import PARTLY, Outcome, SessionOptions, group, option, run_command
@@ -71,11 +73,22 @@ def run(config: TrainJobConfig) -> Outcome:
 def open_run_source(run_uri: str, features: str | None, manifest: str | None) -> tuple[GridConfig, FeatureSource]:
     """A run's grid, and the features and manifest that it was searched on.
 
-    features, manifest: where they are now, None for where they were. Raises InputError where they are other ones.
+    features, manifest: where they are now, None for where they were. A run that trained its backbones was searched on a
+    corpus: its features are those that these backbones make of it. Raises InputError where they are other ones.
     """
     content, hints = read_config(run_uri), read_hints(run_uri)
+    there: dict[str, Any] = {}
+    if "finetune" in content and features is None:
+        raise InputError(
+            f"{run_uri} trained its backbones; run 'stgs extract' with their weights on {hints['features']}, and give "
+            "the features as --features."
+        )
     source = open_features(features or hints["features"], manifest or hints["manifest"])
-    there = {"features_digest": source.meta.digest, "split_digest": source.split_digest()}
+    if "finetune" in content:
+        require_trained_features(run_uri, content, source)
+    else:
+        there["features_digest"] = source.meta.digest
+    there["split_digest"] = source.split_digest()
     for name, digest in there.items():
         if content[name] != digest:
             raise InputError(
@@ -90,7 +103,8 @@ def _search_controls(
 ) -> dict[str, GridResult]:
     """Search the controls. They resume by themselves: their settings follow from the run's."""
     settings = replace(grid.settings, threads=config.threads)
-    grids = control_grids(run_uri, replace(grid, settings=settings), config.controls, shuffles=config.shuffles)
+    config_of_controls = replace(grid, settings=settings)
+    grids = control_grids(run_uri, config_of_controls, config.controls, source, shuffles=config.shuffles)
     return run_grids(grids, source, resume=True, title="controls") if grids else {}
 
 

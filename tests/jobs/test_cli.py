@@ -99,7 +99,7 @@ def test_flags_override_the_configuration_file(capfd: pytest.CaptureFixture[str]
     ("content", "expected"),
     [
         ("sauce: x", "the key 'sauce' in {file} is no option of stgs toy"),
-        ("rate: fast", "rate in {file} is 'fast', but it must be a number."),
+        ("rate: fast", "rate in {file} is 'fast', but it must be a finite number."),
         ("[1, 2]", "--config {file} holds no mapping of option names to values."),
         ("a: [", "--config {file} is not YAML"),
     ],
@@ -117,7 +117,7 @@ def test_wrong_configuration_file_is_refused_by_name(
     [
         ([], "SOURCE is missing"),
         (["here", "--rat", "2"], "unrecognized arguments: --rat 2"),
-        (["here", "--rate", "x"], "--rate is 'x', but it must be a number."),
+        (["here", "--rate", "x"], "--rate is 'x', but it must be a finite number."),
         (["here", "--config", "no/such.yaml"], "--config no/such.yaml cannot be read: No such file or directory."),
     ],
 )

@@ -12,7 +12,6 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ import pyarrow as pa
 import pytest
 
 from cluster import found_loop
-from cluster.attempts import Pack, write_packs
+from cluster.attempts import Pack
 from cluster.controls import CONTROLS, GRID, control_grids, grid_jobs, random_jobs
 from cluster.evaluation import evaluate_run
 from cluster.features import FeatureSource, open_features
-from cluster.grid import GridConfig, SearchSettings, gather, read_grid
-from cluster.runs import open_run
-from cluster.search_loop import PackJob, search_pack
+from cluster.grid import gather, read_grid
+from cluster.settings import GridConfig
 from data_prep import boxes, storage
 from data_prep.clip import PrepareConfig
 from jobs.describe import drawing
@@ -36,77 +34,21 @@ from jobs.grid import GridJobConfig
 from jobs.options import add_arguments, build, options_of
 from jobs.prepare import PrepareJobConfig
 from jobs.report import main, report_page
-from jobs.report_facts import read_run
+from jobs.report_facts import _provenance, read_run
 from jobs.report_html import duration, tag
 from jobs.report_results import PAPER_TABLE_3
 from jobs.report_settings import commands
 from jobs.search import SearchJobConfig
 from jobs.train import TrainJobConfig
 from stgs.backbones import BackboneConfig
-from stgs.config import FoundConfig, SearchConfig
+from stgs.config import FoundConfig
 from stgs.genotype import genotype_from_json
+from tests.jobs.reports import GRID_CONFIG, SETTINGS, Page, read_page, search
 from tests.planted import make_features
+from tests.tiny_corpus import OPTIONS, corpus_source
 
-SETTINGS = SearchSettings(channels=4, device="cpu", search=SearchConfig(epochs=2, batch_size=48))
-GRID_CONFIG = GridConfig(temperatures=(5.0, 10.0), num_samples=(1, 3), pack=4, settings=SETTINGS)
 FOUND = FoundConfig(epochs=2, batch_size=48)
 SHUFFLES, RANDOMS = 2, 2
-VOID = {"meta", "br"}
-
-
-class Page(HTMLParser):
-    """A page as its parser sees it: tags with attributes, and text; an element that is not closed is an error."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.source = source
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(source)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        """All text, with single spaces."""
-        return " ".join(" ".join(self.words).split())
-
-    def count(self, name: str, class_: str) -> int:
-        """How many elements have a class."""
-        return sum(tag == name and class_ in (given.get("class") or "").split() for tag, given in self.tags)
-
-
-def read_page(run: Path) -> Page:
-    return Page(report_page(read_run(str(run))))
-
-
-def search(run: str, config: GridConfig, source: FeatureSource) -> list[dict[str, Any]]:
-    """Search a grid in this process; returns the rows of grid.parquet."""
-    digests = {
-        "features_digest": source.meta.digest,
-        "manifest_digest": source.manifest.meta.digest,
-        "split_digest": source.split_digest(),
-    }
-    hints = {"features": source.uri, "manifest": source.manifest_uri}
-    run = open_run(run, {**asdict(config), **digests}, resume=False, hints=hints)
-    packs = write_packs(run, [Pack("pack-0000", tuple(config.points()))])
-    job = PackJob(run=run, space=config.settings.space(source), config=config.settings.search, device="cpu", threads=1)
-    splits = source.load_splits(("train", "dev"))
-    search_pack(job, packs[0], splits["train"], splits["dev"], lambda row: None)
-    return gather(run, packs, {}).rows
 
 
 def train(run: str, config: GridConfig, source: FeatureSource, *, controls: bool = True) -> None:
@@ -114,7 +56,7 @@ def train(run: str, config: GridConfig, source: FeatureSource, *, controls: bool
     rows = {GRID: read_grid(run)}
     jobs = []
     if controls:
-        for uri, part in control_grids(run, config, CONTROLS, shuffles=SHUFFLES).items():
+        for uri, part in control_grids(run, config, CONTROLS, source, shuffles=SHUFFLES).items():
             rows[uri.rsplit("/", 1)[-1]] = search(uri, part, source)
         jobs = random_jobs(run, config, source, count=RANDOMS)
     jobs = [job for arm, found in rows.items() for job in grid_jobs(run, arm, found)] + jobs
@@ -243,19 +185,7 @@ def test_cells_of_a_map_stand_at_their_temperature_and_number_of_samples(complet
     ids = [point.id for point in GRID_CONFIG.points()]  # temperatures down, num_samples across
     assert cells[: len(ids)] == [f"{point}: {interval(networks[f'grid/{point}']['auc'])}" for point in ids]
     assert cells[len(ids) : 2 * len(ids)] == [f"{point}: {networks[f'grid/{point}']['dev_auc']:.3f}" for point in ids]
-    assert [name for name, given in page.tags if given.get("class") == "found"] == ["td"] * 4, "in each map of this run"
-
-
-def test_curves_are_those_of_their_points(complete: Path) -> None:
-    page = read_page(complete)
-    # 9 quantities of every point; ROC curves: found, visual, audio, random, shuffled, and 2 values of M.
-    assert page.count("path", "series") == 9 * len(GRID_CONFIG.points()) + 5 + 2
-    last = boxes.read_table(str(complete / "packs/pack-0000/attempts/0/curves.parquet")).to_pylist()[-4:]
-    for member, (row, point) in enumerate(zip(last, GRID_CONFIG.points(), strict=True)):
-        assert (row["epoch"], row["member"]) == (2, member)
-        for name in ("normalised_entropy_alpha", "dev_auc", "dev_loss", "train_loss"):
-            assert f"{point.id}: {row[name]:.4f} at epoch 2" in page.text
-        assert f"{point.id}: {row['gradient_norm_gamma']:.3g} at epoch 2" in page.text
+    assert page.section("grid").count("td", "found") == 4, "in each map of this run"
 
 
 def test_equal_genotypes_are_drawn_once(copied: Callable[..., Path]) -> None:
@@ -293,8 +223,8 @@ def test_a_run_without_evaluation(copied: Callable[..., Path], controls: bool) -
 def test_a_run_without_networks_shows_its_search(copied: Callable[..., Path]) -> None:
     page = read_page(copied("evaluation", "parts", "networks"))
     assert "No network is trained yet, so this page shows the search alone." in page.text
-    assert page.count("path", "series") == 9 * 4
-    assert page.count("table", "heat") == 2 + 2  # supernet's AUC and parameters, and the paper's
+    assert page.section("curves").count("path", "series") == page.count("path", "series") - 43  # its probabilities
+    assert page.section("grid").count("table", "heat") == 2 + 2  # supernet's AUC and parameters, and the paper's
 
 
 def test_a_search_of_one_point(tmp_path: Path, source: FeatureSource) -> None:
@@ -302,7 +232,6 @@ def test_a_search_of_one_point(tmp_path: Path, source: FeatureSource) -> None:
     (row,) = search(str(tmp_path / "one"), config, source)
     page = read_page(tmp_path / "one")
     assert "One point was searched: temperature 10, 3 Gumbel samples" in page.text
-    assert page.count("path", "series") == 9
     assert "one draw" in page.text
     assert f"{row['parameters']:,} parameters" in page.text
     facts = read_run(str(tmp_path / "one"))
@@ -310,6 +239,31 @@ def test_a_search_of_one_point(tmp_path: Path, source: FeatureSource) -> None:
     again = parsed(line, SearchJobConfig)
     assert (again.temperature, again.num_samples, again.seed) == (10.0, 3, 4)
     assert again.settings == SETTINGS
+
+
+def test_commands_of_a_search_that_trained_its_backbones(tmp_path: Path, source: FeatureSource) -> None:
+    corpus = corpus_source(tmp_path, precision="float32", micro_batch=3)
+    run = tmp_path / "one"
+    search(str(run), GridConfig(temperatures=(10.0,), num_samples=(3,), pack=1, settings=SETTINGS), source)
+    facts = read_run(str(run))
+    main_arm = replace(facts.main, config={**facts.main.config, **corpus.run_settings()})
+    hints = {"features": corpus.uri, "manifest": corpus.manifest_uri, **corpus.run_hints()}
+    facts = replace(facts, arms={GRID: main_arm}, hints=hints, provenance=_provenance(hints))
+    lines = commands(facts)
+    assert [line.split()[1] for line in lines] == ["prepare", "search", "extract", "report"]
+    prepare = parsed(lines[0], PrepareJobConfig)
+    assert (prepare.out, prepare.prepare.frame_size) == (corpus.uri, 32)
+    again = parsed(lines[1], SearchJobConfig)
+    assert (again.finetune, again.features, again.settings) == (True, corpus.uri, SETTINGS)
+    assert (again.backbones, again.training) == (OPTIONS, corpus.job.finetune)
+    files = {f"{sense}_weights": str(run / "backbones" / f"{sense}.pt") for sense in ("visual", "audio")}
+    for path in files.values():
+        storage.write(path, b"weights are looked for, not read")
+    extract = parsed(lines[2], ExtractJobConfig)
+    assert (extract.corpus, extract.out) == (corpus.uri, "FEATURES")
+    assert extract.backbones == replace(corpus.job.backbones, **files)
+    trained = replace(facts, provenance={**facts.provenance, "backbones": asdict(extract.backbones)})
+    assert commands(trained) == lines, "the features of the trained backbones were not there before the search"
 
 
 def test_several_seeds_are_averaged(tmp_path: Path, source: FeatureSource) -> None:

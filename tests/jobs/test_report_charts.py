@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import numpy as np
 import pytest
 
@@ -71,3 +74,15 @@ def test_drawings_hold_deep_genotypes() -> None:
     # classifier.
     assert picture.count('class="wire"') == 3 * 2 + 9 * 2 + 9 + 3 + 3
     assert picture.count('class="unused"') == 1
+
+
+def test_names_at_the_ends_of_lines_keep_apart_and_in_order() -> None:
+    ends = {"f": 0.0, "e": 0.01, "d": 0.5, "c": 0.51, "b": 0.52, "a": 1.0}
+    lines = [Series(x=[0.0, 1.0], y=[0.5, end], style=0, hint="", name=name) for name, end in ends.items()]
+    chart = line_chart(lines, Axis("x", 0.0, 1.0), Axis("y", 0.0, 1.0), width=200, height=150)
+    found = {name: float(height) for height, name in re.findall(r'y="([\d.]+)" dy="0.35em" class="s0">(\w)<', chart)}
+    assert sorted(found, key=lambda name: found[name]) == sorted(ends)
+    heights = sorted(found.values())
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 12
+    # 100 high above 110.
+    assert (heights[0], heights[-1]) == (10.0, 110.0)

@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 LOCK_VENV := .venv-lock
 
-.PHONY: demo demo-seeds test lint bench lock clean
+.PHONY: demo demo-seeds test lint bench bench-planted bench-grid lock clean
 
 $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -28,7 +28,17 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python tests/bench/bench_search.py
+	$(BIN)/python -m tests.bench.bench_search
+	$(BIN)/python -m tests.bench.bench_forecast
+	$(BIN)/python -m tests.bench.bench_ray
+
+# Which features and operations each estimator finds; about 4 minutes.
+bench-planted: $(STAMP)
+	$(BIN)/python -m tests.bench.bench_planted
+
+# A grid on features of the paper's size: for a machine with a GPU.
+bench-grid: $(STAMP)
+	$(BIN)/python -m tests.bench.bench_grid
 
 # A fresh resolve of pyproject.toml in an environment of its own. facenet-pytorch comes last and without its pins,
 # which no resolver can meet. Local versions (+cu128) are cut off: they name a build that not every index has.

@@ -1,6 +1,9 @@
 """One weight and one architecture update: seconds, and their ratio to what they are measured against.
 
-    python tests/bench/bench_search.py [--quick] [--threads N] [--repeats N] [--clock wall|cpu]
+    python -m tests.bench.bench_search [--quick] [--threads N] [--repeats N] [--clock wall|cpu]
+
+A second table shows updates a second against batch and members, and how many operations an update takes: on an
+accelerator each of them is a kernel or more.
 
 Every contender runs in turn, several times over, and its fastest round counts: on a shared machine only the ratios
 mean anything. Features are those of the released code (pooled, 4,480 channels x 8 positions and 2,560 values a clip)
@@ -18,11 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from stgs import Member, PopulationSearch, SearchConfig, search_space
 from stgs.bilevel import architecture_update, weight_update
 from stgs.clips import ClipSet
+from stgs.forecast import noise_clips
 from stgs.search_space import RELEASED_FEATURES
 
 # The released code on a quiet machine of 2 cores: a weight step and an architecture step with its extra forward pass,
@@ -46,22 +51,31 @@ CHANNELS, LENGTH, CELLS, STEPS, DROPOUT = 128, 8, 2, 2, 0.2
 
 def random_clips(features: dict[str, int], count: int, members: int) -> ClipSet:
     """Clips of noise, half of them fake."""
-    random = np.random.default_rng(0)
-    columns = {
-        name: random.standard_normal((count, size) if name.endswith("pooled") else (count, size, LENGTH)).astype(
-            np.float16
-        )
-        for name, size in features.items()
-    }
-    return ClipSet(columns, (np.arange(count) % 2).astype(np.int8), members=members)
+    return noise_clips(search_space("default", features, length=LENGTH), members, count, "cpu")
 
 
-def population(features: dict[str, int], preset: str, clips: ClipSet, seeds: list[int]) -> PopulationSearch:
+def population(
+    features: dict[str, int], preset: str, clips: ClipSet, seeds: list[int], batch: int = BATCH
+) -> PopulationSearch:
     """A search of one member a seed."""
     members = [Member(TEMPERATURE, NUM_SAMPLES, seed) for seed in seeds]
     space = search_space(preset, features, channels=CHANNELS, length=LENGTH)
-    config = SearchConfig(batch_size=BATCH)
+    config = SearchConfig(batch_size=batch)
     return PopulationSearch(space, members, estimator="stgs", config=config, train=clips, dev=clips)
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts operations that write a tensor: no views, no allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        allocates = func.__name__.split(".")[0] in ("empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view")
+        self.count += func.namespace == "aten" and not views and not allocates
+        return func(*args, **(kwargs or {}))
 
 
 class OurUpdates:
@@ -69,7 +83,7 @@ class OurUpdates:
 
     def __init__(self, members: int, batch: int) -> None:
         self.clips = random_clips(RELEASED_FEATURES, batch, members)
-        self.search = population(RELEASED_FEATURES, "released", self.clips, list(range(members)))
+        self.search = population(RELEASED_FEATURES, "released", self.clips, list(range(members)), batch)
         self.index = np.arange(batch)
         self.update = 0
 
@@ -78,6 +92,12 @@ class OurUpdates:
         weight_update(net, search.weight_optimizer, self.clips.batch(self.index), self.update)
         architecture_update(net, search.architecture_optimizer, self.clips.batch(self.index), self.update + 1)
         self.update += 2
+
+    def operations(self) -> int:
+        """Operations of an update, the mean of both kinds, but those that only look at a tensor in another way."""
+        with OperationCounter() as counter:
+            self()
+        return round(counter.count / 2)
 
     def flops(self) -> int:
         """Floating-point operations of the matrix products."""
@@ -331,6 +351,20 @@ def measure(repeats: int, clips: int, clock: Callable[[], float]) -> list[Line]:
     ]
 
 
+def throughput(batches: list[int], members: list[int], repeats: int, clock: Callable[[], float]) -> None:
+    """Print updates a second, and clips x members a second, against batch and number of members."""
+    print(f"\n{'batch':>5} {'P':>3} {'updates/s':>10} {'clips x members/s':>18} {'operations an update':>21}")
+    for batch in batches:
+        for count in members:
+            ours = OurUpdates(count, batch)
+            operations = ours.operations()
+            rounds = max(2, repeats * BATCH // (batch * count))
+            seconds = fastest({"ours": ours}, min(rounds, repeats), clock)["ours"] / 2
+            print(
+                f"{batch:5} {count:3} {1 / seconds:10.2f} {batch * count / seconds:18.0f} {operations:21}", flush=True
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="few repeats and few clips")
@@ -349,6 +383,10 @@ def main() -> None:
     for line in lines:
         ours, theirs = 1e3 * line.ours, 1e3 * line.theirs
         print(f"{line.what:34} {ours:10.2f}   {line.against:28} {theirs:10.2f} {line.ratio:8.2f}  {line.aim}")
+    if arguments.quick:
+        throughput([8, BATCH], [1, 4], repeats, CLOCKS[arguments.clock])
+    else:
+        throughput([8, BATCH, 256], [1, 4, POINTS], repeats, CLOCKS[arguments.clock])
 
 
 if __name__ == "__main__":

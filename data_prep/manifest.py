@@ -31,6 +31,8 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("subject", pa.string(), nullable=False),
         pa.field("target", pa.string()),
         pa.field("method", pa.string()),
+        pa.field("race", pa.string()),
+        pa.field("gender", pa.string()),
         pa.field("split", pa.string()),
         pa.field("fold", pa.int32()),
         pa.field("augmentation", pa.string()),

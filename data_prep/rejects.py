@@ -23,6 +23,10 @@ class RejectReason(StrEnum):
     """Too few of its frames show a face."""
     TOO_SHORT = "too_short"
     """Picture and sound run together for too short a time."""
+    DECODER_CRASHED = "decoder_crashed"
+    """The process that decoded it died: the file broke the decoder, or needed more memory than it may have."""
+    TIMEOUT = "timeout"
+    """Decoding took longer than it may."""
 
 
 REJECT_SCHEMA = pa.schema(

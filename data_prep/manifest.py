@@ -8,8 +8,8 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -54,6 +54,7 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 _REQUIRED = tuple(column.name for column in MANIFEST_SCHEMA if not column.nullable)
 _INTEGERS = ("label", "fold")
 _STEM_SEPARATORS = "_-. "
+_LIKE_PARENT = ("category", "dataset", "subject", "target", "split")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,12 +67,17 @@ class Manifest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FolderListing:
-    """What a folder holds: a row per clip, and (path, reason) of every file that cannot be one."""
+class Listing:
+    """What the reader of a data set found."""
 
     rows: list[Row]
+    """One per clip."""
     unfit: list[tuple[str, str]]
+    """(path, reason) of everything that cannot be a clip."""
     roots: dict[str, str]
+    """Root name -> local path or s3:// URI."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """(path, remark) of clips that are listed although something about them is odd."""
 
 
 def label_of(category: str) -> int:
@@ -79,89 +85,88 @@ def label_of(category: str) -> int:
     return 0 if category == "A" else 1
 
 
-def resolve_path(roots: Mapping[str, str], path: str) -> str:
-    """The absolute path or s3:// URI of `path`, which reads `root name/relative path`.
-
-    Raises InputError if the root is unknown or the path leaves it, by `..` or by a symbolic link.
-    """
-    root_name, _, relative = path.partition("/")
-    if root_name not in roots:
-        known = ", ".join(sorted(roots)) or "none"
-        raise InputError(f"path {path!r} names the root {root_name!r}, known are: {known}; write root/relative path.")
-    parts = relative.split("/")
-    if not relative or "\0" in relative or any(part in ("", ".", "..") for part in parts):
-        raise InputError(f"path {path!r} is no plain relative path below its root; write root/relative path, no '..'.")
-    root = storage.absolute(roots[root_name])
-    uri = storage.join(root, relative)
-    if not root.startswith("s3://"):
-        real_root = os.path.realpath(root)
-        if os.path.commonpath([real_root, os.path.realpath(uri)]) != real_root:
-            raise InputError(f"path {path!r} leaves its root {root} by a symbolic link; put the file below the root.")
-    return uri
-
-
-def folder_manifest(root: str, *, dataset: str) -> FolderListing:
-    """Lists the clips below `root`, a folder (or s3:// prefix) with up to four category folders.
-
-    The first folder of a path gives the category: a key of CATEGORY_FOLDERS, or A, B, C or D. The subject is the
-    folder right below it (the first one, if there are several: too coarse a group cannot leak between splits), or,
-    if the file lies in the category folder itself, the part of its name before the first of `_`, `-`, `.`, space.
-    The clip_id is `dataset/path below root`. Every other file is listed as unfit, with its reason.
-
-    Raises InputError if `root` holds no clip, or `dataset` cannot be a root's name.
-    """
-    roots = {dataset: storage.absolute(root)}
-    _check_roots(roots)
-    rows: list[Row] = []
-    unfit: list[tuple[str, str]] = []
-    for relative in storage.list(roots[dataset]):
-        reason = _unfit_reason(relative, roots, dataset)
-        if reason:
-            unfit.append((relative, reason))
-        else:
-            rows.append(_folder_row(relative, dataset))
-    if not rows:
-        folders = ", ".join([*CATEGORY_FOLDERS, *CATEGORIES])
-        raise InputError(f"{root} holds no clip: none of its {len(unfit)} files is a video below a folder {folders}.")
-    return FolderListing(rows=rows, unfit=unfit, roots=roots)
-
-
-def _unfit_reason(relative: str, roots: Mapping[str, str], dataset: str) -> str | None:
-    folder = relative.partition("/")[0]
-    if "/" not in relative or folder not in (*CATEGORY_FOLDERS, *CATEGORIES):
-        return "below no category folder"
-    if not relative.lower().endswith(VIDEO_SUFFIXES):
-        return f"no video by its name ({', '.join(VIDEO_SUFFIXES)})"
-    if not _is_text(relative):
-        return "its name is no UTF-8"
-    try:
-        resolve_path(roots, f"{dataset}/{relative}")
-    except InputError as error:
-        return str(error)
-    return None
-
-
-def _folder_row(relative: str, dataset: str) -> Row:
-    folders = relative.split("/")
-    category = CATEGORY_FOLDERS.get(folders[0], folders[0])
-    subject = folders[1] if len(folders) > 2 else _leading_token(folders[1])
-    clip = f"{dataset}/{relative}"
+def clip_row(*, clip_id: str, video_path: str, category: str, dataset: str, subject: str, **others: Any) -> Row:
+    """A row with the label of its category, `others` as given, and null in every other column."""
     row: Row = dict.fromkeys(MANIFEST_COLUMNS)
-    return row | {
-        "clip_id": clip,
-        "video_path": clip,
-        "label": label_of(category),
-        "category": category,
-        "dataset": dataset,
-        "subject": subject,
-    }
+    row |= {"clip_id": clip_id, "video_path": video_path, "category": category, "label": label_of(category)}
+    return row | {"dataset": dataset, "subject": subject} | others
 
 
-def _leading_token(name: str) -> str:
+def targets_of(row: Row) -> tuple[str, ...]:
+    """The identities that a fake borrows, as far as its name says: in its order, face before voice; often none."""
+    return tuple(row["target"].split("+")) if row["target"] else ()
+
+
+def leading_token(name: str) -> str:
+    """The part of `name` before the first of `_`, `-`, `.` and space; the whole name if it begins with one."""
     token = name
     for separator in _STEM_SEPARATORS:
         token = token.split(separator)[0]
     return token or name
+
+
+class PathResolver:
+    """Turns paths of a manifest, `root name/relative path`, into absolute ones.
+
+    Where a folder really lies, after symbolic links, is looked up once and remembered: an instance is for one pass
+    over a list of clips.
+    """
+
+    def __init__(self, roots: Mapping[str, str]) -> None:
+        self._roots = {name: storage.absolute(root) for name, root in roots.items()}
+        self._real_folders: dict[str, str] = {}
+
+    def resolve(self, path: str) -> str:
+        """The absolute path or s3:// URI of `path`.
+
+        Raises InputError if the root is unknown or the path leaves it, by `..` or by a symbolic link.
+        """
+        root_name, _, relative = path.partition("/")
+        if root_name not in self._roots:
+            known = ", ".join(sorted(self._roots)) or "none"
+            raise InputError(
+                f"path {path!r} names the root {root_name!r}, known are: {known}; write root/relative path."
+            )
+        parts = relative.split("/")
+        if not relative or "\0" in relative or any(part in ("", ".", "..") for part in parts):
+            raise InputError(
+                f"path {path!r} is no plain relative path below its root; write root/relative path, no '..'."
+            )
+        root = self._roots[root_name]
+        uri = storage.join(root, relative)
+        if not root.startswith("s3://"):
+            real_root = self._real_folder(root)
+            if os.path.commonpath([real_root, self._real_path(uri)]) != real_root:
+                raise InputError(
+                    f"path {path!r} leaves its root {root} by a symbolic link; put the file below the root."
+                )
+        return uri
+
+    def fault(self, path: str) -> str | None:
+        """Why no manifest can hold `path`, or None if one can."""
+        if not _is_text(path):
+            return "its name is no UTF-8"
+        try:
+            self.resolve(path)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def _real_path(self, path: str) -> str:
+        if os.path.islink(path):
+            return os.path.realpath(path)
+        folder, name = os.path.split(path)
+        return os.path.join(self._real_folder(folder), name)
+
+    def _real_folder(self, folder: str) -> str:
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        return self._real_folders[folder]
+
+
+def resolve_path(roots: Mapping[str, str], path: str) -> str:
+    """The absolute path or s3:// URI of one `path`; see `PathResolver.resolve`."""
+    return PathResolver(roots).resolve(path)
 
 
 def read_manifest_csv(uri: str) -> list[Row]:
@@ -210,6 +215,30 @@ def read_manifest(uri: str) -> Manifest:
     return Manifest(rows=boxes.read_table(name).to_pylist(), roots=meta.extra["roots"], meta=meta)
 
 
+def merge_manifests(uris: Sequence[str]) -> Listing:
+    """The rows and roots of the manifests at `uris`, in their order.
+
+    Raises InputError if two of them place one root differently or list one clip_id; the rest is `write_manifest`'s.
+    """
+    listing = Listing(rows=[], unfit=[], roots={})
+    origin: dict[str, str] = {}
+    for uri in uris:
+        manifest = read_manifest(uri)
+        for name, root in manifest.roots.items():
+            if listing.roots.setdefault(name, root) != root:
+                raise InputError(
+                    f"{uri} has the root {name!r} at {root}, another manifest at {listing.roots[name]}; "
+                    "make one of them again with another --dataset."
+                )
+        for row in manifest.rows:
+            if origin.setdefault(row["clip_id"], uri) != uri:
+                raise InputError(
+                    f"{uri} lists clip {row['clip_id']!r}, as {origin[row['clip_id']]} does; leave one out."
+                )
+        listing.rows.extend(manifest.rows)
+    return listing
+
+
 def write_manifest(uri: str, rows: Iterable[Row], roots: Mapping[str, str], config: Mapping[str, Any]) -> boxes.Meta:
     """Checks `rows` (see `check_rows`) and writes them, in order of clip_id, as a manifest at directory `uri`.
 
@@ -244,17 +273,19 @@ def check_rows(rows: Iterable[Row], roots: Mapping[str, str]) -> None:
     """Raises InputError at the first row that no manifest may hold.
 
     That is: a column missing, unknown or of another type; a repeated clip_id; a category or split that is none; a
-    label that contradicts its category; a path that leaves its root. Whether the files exist is not looked at:
+    label that contradicts its category; a path that leaves its root; an augmented child of a test clip, or one that
+    is no child of a listed clip, or unlike it (`_check_children`). Whether the files exist is not looked at:
     `prepare` rejects missing ones.
     """
-    _check_roots(roots)
-    seen: set[str] = set()
+    check_roots(roots)
+    paths = PathResolver(roots)
+    by_id: dict[str, Row] = {}
     for row in rows:
         clip_id = row.get("clip_id")
         _check_types(row)
-        if clip_id in seen:
+        if clip_id in by_id:
             raise InputError(f"clip_id {clip_id!r} occurs twice; give every clip its own.")
-        seen.add(row["clip_id"])
+        by_id[row["clip_id"]] = row
         category, label, split = row["category"], row["label"], row["split"]
         if category not in CATEGORIES:
             raise InputError(f"clip {clip_id!r} has category {category!r}; give one of {', '.join(CATEGORIES)}.")
@@ -267,7 +298,41 @@ def check_rows(rows: Iterable[Row], roots: Mapping[str, str]) -> None:
             raise InputError(f"clip {clip_id!r} has split {split!r}; give one of {', '.join(SPLITS)}, or none.")
         for column in ("video_path", "audio_path"):
             if row[column] is not None:
-                resolve_path(roots, row[column])
+                paths.resolve(row[column])
+    _check_children(by_id)
+
+
+def _check_children(by_id: Mapping[str, Row]) -> None:
+    children = [row for row in by_id.values() if row["augmentation"] or row["parent_clip_id"]]
+    if not children:
+        return
+    # Most manifests have none, and the module brings the codec library.
+    from data_prep.augmentations import AUGMENTATIONS
+
+    for row in children:
+        clip_id, name, parent_id = row["clip_id"], row["augmentation"], row["parent_clip_id"]
+        if name is None or parent_id is None:
+            here, missing = ("parent_clip_id", "augmentation") if name is None else ("augmentation", "parent_clip_id")
+            raise InputError(f"clip {clip_id!r} has {here} {row[here]!r} but no {missing}; give both or neither.")
+        if name not in AUGMENTATIONS:
+            raise InputError(f"clip {clip_id!r} has augmentation {name!r}; known are {', '.join(AUGMENTATIONS)}.")
+        parent = by_id.get(parent_id)
+        if parent is None:
+            raise InputError(f"clip {clip_id!r} has parent_clip_id {parent_id!r}, which is not listed; list it, too.")
+        if parent["parent_clip_id"] is not None:
+            raise InputError(
+                f"clip {clip_id!r} has parent_clip_id {parent_id!r}, which is augmented itself; name a recorded clip."
+            )
+        if parent["split"] == "test":
+            raise InputError(
+                f"clip {clip_id!r} is an augmentation of {parent_id!r}, a test clip; split first, augment then."
+            )
+        for column in _LIKE_PARENT:
+            if row[column] != parent[column]:
+                raise InputError(
+                    f"clip {clip_id!r} has {column} {row[column]!r}, but its parent {parent_id!r} has "
+                    f"{parent[column]!r}; make them alike."
+                )
 
 
 def _check_types(row: Row) -> None:
@@ -293,7 +358,8 @@ def _is_text(value: str) -> bool:
     return value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _check_roots(roots: Mapping[str, str]) -> None:
+def check_roots(roots: Mapping[str, str]) -> None:
+    """Raises InputError if a root's name cannot begin a path."""
     for name in roots:
         if not name or "/" in name or name in (".", ".."):
             raise InputError(f"root name {name!r} cannot begin a path; give a name without '/'.")

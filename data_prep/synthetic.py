@@ -197,6 +197,8 @@ def _rows(plan: _Plan) -> Iterator[Row]:
             "subject": _name(plan.subject),
             "target": _name(plan.target) if borrows else None,
             "method": "-".join(methods) or "real",
+            "race": None,
+            "gender": None,
             "split": plan.split,
             "fold": None,
             "augmentation": None,

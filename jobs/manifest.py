@@ -1,24 +1,38 @@
 """Lists the clips of a data set: which there are, what is fake in them, who speaks, and which split they belong to.
 
-SOURCE `folder` reads a ROOT with the folders RealVideo-RealAudio, RealVideo-FakeAudio, FakeVideo-RealAudio and
-FakeVideo-FakeAudio (or A, B, C, D), each with clips or with one folder per subject. No subject is in two splits.
+SOURCE  ROOT
+folder       a folder with RealVideo-RealAudio, RealVideo-FakeAudio, FakeVideo-RealAudio and FakeVideo-FakeAudio (or A,
+             B, C, D), each with clips or with one folder per subject; or a csv file with the columns of a manifest,
+             whose paths are relative to its own folder; or the folder of the released code, with label2.txt and
+             source.txt
+fakeavceleb  FakeAVCeleb, with or without its meta_data.csv
+swan-df      SWAN-DF, whose real clips are those of SWAN: --swan
+merge        manifests, any number of them: joins their clips, and splits them anew unless --keep-splits is given; of
+             one manifest alone, this makes another split of the same clips, for which a corpus need not be made again
+
+Clips that a split does not use stay in the manifest, without a split.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-import pandas as pd
-
-from data_prep.manifest import SPLITS, FolderListing, Row, folder_manifest, write_manifest
-from data_prep.splits import split_by_subject
+from data_prep.fakeavceleb import fakeavceleb_manifest
+from data_prep.folders import folder_manifest
+from data_prep.leaks import split_summary, summary_lines
+from data_prep.manifest import Listing, Row, merge_manifests, targets_of, write_manifest
+from data_prep.splits import SplitConfig, SplitResult, split_rows
 from data_prep.storage import InputError
-from jobs.cli import PARTLY, Outcome, option, run_command
+from data_prep.swan_df import swan_df_manifest
+from jobs.cli import PARTLY, Outcome, group, option, run_command
 
-_SOURCES = ("folder", "fakeavceleb", "swan-df")
+_DATASETS = {"folder": "clips", "fakeavceleb": "FakeAVCeleb", "swan-df": "SWAN-DF"}
+_MERGE = "merge"
 _LISTED = 20
 
 
@@ -26,67 +40,122 @@ _LISTED = 20
 class ManifestJobConfig:
     """Options of `stgs manifest`."""
 
-    source: str = option(help="layout of the data set", choices=_SOURCES, positional=True, metavar="SOURCE")
-    root: str = option(help="the data set's folder, local or s3://", positional=True, metavar="ROOT")
+    source: str = option(
+        help="what ROOT is, see above", choices=(*_DATASETS, _MERGE), positional=True, metavar="SOURCE"
+    )
+    roots: tuple[str, ...] = option(
+        help="the data set's folder, or the manifests to merge; local or s3://", positional=True, metavar="ROOT"
+    )
     out: str = option(help="directory for the manifest")
-    dataset: str = option("clips", help="name of the data set; the root's name in the manifest's paths")
-    split: str = option("subject", help="what keeps the splits apart", choices=("subject", "none"))
-    dev: float = option(0.2, help="share of the subjects for dev, or their number from 1 on")
-    test: float = option(0.2, help="share of the subjects for test, or their number from 1 on")
-    seed: int = option(0, help="seed of the split")
+    dataset: str | None = option(
+        None, help="name of the data set and of its root (default: clips, FakeAVCeleb or SWAN-DF)"
+    )
+    swan: str | None = option(None, help="SWAN's folder (SWAN-Idiap, IDIAP or session_01), for swan-df")
+    split: SplitConfig = group(SplitConfig)
+    keep_splits: bool = option(False, help="leave splits and folds as ROOT has them: merge, csv, released layout")
+    audit: bool = option(False, help="read every file's facts, and say which of them give real and fake away")
+    clip_timeout: float = option(60.0, help="seconds until the audit gives a file up")
+    processes: int | None = option(None, help="processes of the audit (default: one per CPU)")
 
 
 def run(config: ManifestJobConfig) -> Outcome:
-    """List the clips, split them by subject, and write the manifest."""
-    if config.source != "folder":
-        raise InputError(
-            f"the source {config.source!r} is not read yet; sort its clips into the four category folders, "
-            "and use the source 'folder'."
-        )
-    listing = folder_manifest(config.root, dataset=config.dataset)
-    rows = listing.rows
-    if config.split == "subject":
-        dev, test = _size("dev", config.dev), _size("test", config.test)
-        rows = split_by_subject(rows, dev=dev, test=test, seed=config.seed)
-    meta = write_manifest(config.out, rows, listing.roots, asdict(config))
-    payload = {
+    """List the clips, split them, write the manifest, and say what the splits hold and leak."""
+    listing = _listing(config)
+    result = _split(listing.rows, config)
+    meta = write_manifest(config.out, result.rows, listing.roots, asdict(config))
+    summary = split_summary(result.rows)
+    payload: dict[str, Any] = {
         "out": config.out,
         "digest": meta.digest,
-        "clips": len(rows),
-        "categories": dict(sorted(Counter(row["category"] for row in rows).items())),
-        "subjects": len({row["subject"] for row in rows}),
-        "splits": dict(Counter(row["split"] or "none" for row in rows)),
-        "unfit": [{"path": path, "reason": reason} for path, reason in listing.unfit],
+        **_totals(result.rows),
+        "splits": {name: counts for name, counts in summary.items() if name != "leaks"},
+        "leaks": summary["leaks"],
+        "dropped": result.dropped,
+        "split_notes": result.notes,
+        "unfit": _reasons(listing.unfit),
+        "notes": _reasons(listing.notes),
     }
-    return Outcome(payload, _summary(config.out, rows, listing), PARTLY if listing.unfit else 0)
+    lines = [_totals_line(payload), "", *summary_lines(summary), *_dropped_lines(result), "", f"manifest: {config.out}"]
+    lines += _file_lines("files left out", listing.unfit) + _file_lines("remarks on clips", listing.notes)
+    if config.audit:
+        # Brings the codec libraries and statistics, for this option alone.
+        from jobs.audit import audit_manifest, audit_text
+
+        processes = config.processes or os.cpu_count() or 1
+        audit = audit_manifest(result.rows, listing.roots, clip_timeout=config.clip_timeout, processes=processes)
+        payload["audit"] = audit
+        lines += ["", audit_text(audit)]
+    return Outcome(payload, "\n".join(lines), PARTLY if listing.unfit else 0)
 
 
-def _size(name: str, value: float) -> int | float:
-    if value < 1:
-        return value
-    if value != int(value):
-        raise InputError(f"{name} is {value}; give a share below 1, or a whole number of subjects.")
-    return int(value)
+def _split(rows: list[Row], config: ManifestJobConfig) -> SplitResult:
+    return SplitResult(rows=rows, dropped={}, notes=[]) if config.keep_splits else split_rows(rows, config.split)
 
 
-def _summary(out: str, rows: Sequence[Row], listing: FolderListing) -> str:
-    frame = pd.DataFrame(list(rows))
-    frame["split"] = frame["split"].fillna("none")
-    order = [split for split in (*SPLITS, "none") if split in set(frame["split"])]
-    table = frame.pivot_table(index="category", columns="split", values="clip_id", aggfunc="count", fill_value=0)[order]
-    table["clips"] = table.sum(axis=1)
-    table.loc["all"] = table.sum()
-    table.loc["subjects"] = [frame[frame["split"] == split]["subject"].nunique() for split in order] + [
-        frame["subject"].nunique()
-    ]
-    table.columns.name = table.index.name = None
-    lines = [table.to_string(), "", f"manifest: {out}"]
-    if listing.unfit:
-        lines += ["", f"files left out: {len(listing.unfit)}"]
-        lines += [f"  {path}: {reason}" for path, reason in listing.unfit[:_LISTED]]
-        if len(listing.unfit) > _LISTED:
-            lines.append(f"  ... and {len(listing.unfit) - _LISTED} more (--json lists all)")
-    return "\n".join(lines)
+def _listing(config: ManifestJobConfig) -> Listing:
+    if not config.roots:
+        raise InputError(f"ROOT is missing; give what {config.source} reads.")
+    if (config.swan is not None) != (config.source == "swan-df"):
+        raise InputError("SWAN-DF holds fakes alone: give --swan with the folder of SWAN for swan-df, and only there.")
+    if config.processes is not None and config.processes < 1:
+        raise InputError(f"processes is {config.processes}; give at least 1.")
+    if config.clip_timeout <= 0:
+        raise InputError(f"clip_timeout is {config.clip_timeout}; give seconds above 0.")
+    if config.source == _MERGE:
+        if config.dataset is not None:
+            raise InputError(
+                f"--dataset is {config.dataset!r}, but merged clips keep the names of their own; leave it."
+            )
+        return merge_manifests(config.roots)
+    if len(config.roots) != 1:
+        raise InputError(f"{config.source} reads one ROOT, not {len(config.roots)}; list them singly, then merge them.")
+    (root,) = config.roots
+    dataset = _DATASETS[config.source] if config.dataset is None else config.dataset
+    if config.source == "fakeavceleb":
+        return fakeavceleb_manifest(root, dataset=dataset)
+    if config.source == "swan-df":
+        return swan_df_manifest(root, str(config.swan), dataset=dataset)
+    return folder_manifest(root, dataset=dataset)
+
+
+def _totals(rows: Sequence[Row]) -> dict[str, Any]:
+    """Counts of all splits together; equal names in two data sets are two people."""
+    targets = {(row["dataset"], target) for row in rows for target in targets_of(row)}
+    return {
+        "clips": len(rows),
+        "subjects": len({(row["dataset"], row["subject"]) for row in rows}),
+        "targets": len(targets),
+        "categories": dict(sorted(Counter(row["category"] for row in rows).items())),
+    }
+
+
+def _totals_line(totals: Mapping[str, Any]) -> str:
+    categories = ", ".join(f"{name} {clips:,}" for name, clips in totals["categories"].items())
+    return (
+        f"{totals['clips']:,} clips of {totals['subjects']:,} subjects, imitating {totals['targets']:,} known targets: "
+        f"{categories}"
+    )
+
+
+def _dropped_lines(result: SplitResult) -> list[str]:
+    lines = [f"{clips:,} clips in no split: {reason}" for reason, clips in result.dropped.items()] + result.notes
+    return ["", *lines] if lines else []
+
+
+def _reasons(items: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"path": path, "reason": reason} for path, reason in items]
+
+
+def _file_lines(title: str, items: Sequence[tuple[str, str]]) -> list[str]:
+    if not items:
+        return []
+    lines = ["", f"{title}: {len(items)}"] + [f"  {_printable(path)}: {reason}" for path, reason in items[:_LISTED]]
+    return lines + ([f"  ... and {len(items) - _LISTED} more (--json lists all)"] if len(items) > _LISTED else [])
+
+
+def _printable(path: str) -> str:
+    """`path` with what is no UTF-8 in it, as file names may have, written out."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -43,6 +43,8 @@ def make_features(
             "subject": f"subject-{subject:03d}",
             "target": None,
             "method": "planted",
+            "race": None,
+            "gender": None,
             "split": split,
             "fold": None,
             "augmentation": None,

@@ -1,11 +1,19 @@
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_prep import manifest, storage
-from data_prep.manifest import MANIFEST_COLUMNS, folder_manifest, read_manifest, read_manifest_csv, write_manifest
+from data_prep.manifest import (
+    MANIFEST_COLUMNS,
+    clip_row,
+    merge_manifests,
+    read_manifest,
+    read_manifest_csv,
+    targets_of,
+    write_manifest,
+)
 from data_prep.storage import InputError
 
 
@@ -124,57 +132,117 @@ def test_symbolic_links_may_not_lead_out_of_the_root(tmp_path: Path, roots: dict
     assert manifest.resolve_path({"root": "s3://bucket/data"}, "root/a/b.mp4") == "s3://bucket/data/a/b.mp4"
 
 
-def test_folder_manifest_names_category_subject_and_every_unfit_file(tmp_path: Path) -> None:
-    root, outside = tmp_path / "root", tmp_path / "outside.mp4"
-    outside.touch()
-    fit = {
-        "RealVideo-RealAudio/id1/00001.mp4": (0, "A", "id1"),
-        "RealVideo-FakeAudio/id1/session/00001.MP4": (1, "B", "id1"),
-        "FakeVideo-RealAudio/id2_id7_swap.avi": (1, "C", "id2"),
-        "D/id3-x.mpg": (1, "D", "id3"),
-        "A/_odd.mkv": (0, "A", "_odd.mkv"),
-    }
-    unfit = {
-        "readme.txt": "below no category folder",
-        "Other/id1/a.mp4": "below no category folder",
-        "A/notes.txt": "no video by its name",
-        "A/id1/link.mp4": "leaves its root",
-    }
-    for name in [*fit, *unfit]:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        if "link" in name:
-            (root / name).symlink_to(outside)
-        else:
-            (root / name).touch()
-    listing = folder_manifest(str(root), dataset="mine")
-    assert {row["clip_id"]: (row["label"], row["category"], row["subject"]) for row in listing.rows} == {
-        f"mine/{name}": values for name, values in fit.items()
-    }
-    assert all(row["video_path"] == row["clip_id"] and row["dataset"] == "mine" for row in listing.rows)
-    reasons = dict(listing.unfit)
-    assert reasons.keys() == unfit.keys()
-    assert all(unfit[name] in reason for name, reason in reasons.items())
-    write_manifest(str(tmp_path / "m"), listing.rows, listing.roots, {})
+def test_links_are_looked_at_behind_a_folder_that_was_looked_up_before(tmp_path: Path, roots: dict[str, str]) -> None:
+    clips = tmp_path / "clips"
+    (tmp_path / "outside.mp4").touch()
+    (clips / "id1").mkdir()
+    (clips / "id1" / "inside.mp4").touch()
+    (clips / "id1" / "out.mp4").symlink_to(tmp_path / "outside.mp4")
+    paths = manifest.PathResolver(roots)
+    assert paths.resolve("root/id1/inside.mp4") == str(clips / "id1" / "inside.mp4")
+    with pytest.raises(InputError, match="leaves its root"):
+        paths.resolve("root/id1/out.mp4")
+    assert "leaves its root" in str(paths.fault("root/id1/out.mp4"))
+    assert paths.fault("root/id1/\udcff.mp4") == "its name is no UTF-8"
+    assert paths.fault("root/id1/missing.mp4") is None
 
 
-def test_a_name_that_is_no_utf8_is_unfit(tmp_path: Path) -> None:
-    (tmp_path / "A").mkdir()
-    (tmp_path / "A" / "good.mp4").touch()
-    with open(os.path.join(os.fsencode(tmp_path / "A"), b"bad\xff.mp4"), "wb"):
-        pass
-    listing = folder_manifest(str(tmp_path), dataset="set")
-    assert [row["clip_id"] for row in listing.rows] == ["set/A/good.mp4"]
-    assert [reason for _, reason in listing.unfit] == ["its name is no UTF-8"]
+def test_targets_of_a_row() -> None:
+    assert targets_of(make_row(target="id00171+id05251")) == ("id00171", "id05251")
+    assert targets_of(make_row(target="id00171")) == ("id00171",)
+    assert targets_of(make_row()) == ()
 
 
-def test_a_folder_without_clips_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(
-        InputError, match=r"holds no clip: none of its 1 files is a video below a folder RealVideo-Real"
-    ):
-        folder_manifest(str(tmp_path), dataset="set")
-    with pytest.raises(InputError, match="holds no clip: none of its 0 files"):
-        folder_manifest(str(tmp_path / "nowhere"), dataset="set")
+def test_a_row_has_the_label_of_its_category_and_null_elsewhere() -> None:
+    row = clip_row(clip_id="one", video_path="root/one.mp4", category="A", dataset="set", subject="id1", race="x")
+    assert row == make_row(label=0, category="A", race="x")
+    fakes = [
+        clip_row(clip_id="a", video_path="r/a", category=category, dataset="set", subject="s") for category in "BCD"
+    ]
+    assert [row["label"] for row in fakes] == [1, 1, 1]
+
+
+PARENT, CHILD = "one", "one#grey"
+
+
+def child(**changes: Any) -> dict[str, Any]:
+    columns = {"video_path": "root/one.mp4", "augmentation": "grey", "parent_clip_id": PARENT, "split": "train"}
+    return make_row(CHILD, **columns | changes)
+
+
+def test_augmented_children_stand_beside_their_parents(
+    tmp_path: Path, roots: dict[str, str], name_augmentations: Callable[..., None]
+) -> None:
+    name_augmentations("grey")
+    rows = [make_row(PARENT, split="train"), child(), make_row("two", split="test")]
+    write_manifest(str(tmp_path / "m"), rows, roots, {})
+    assert read_manifest(str(tmp_path / "m")).rows[1]["parent_clip_id"] == PARENT
+
+
+@pytest.mark.parametrize(
+    ("parent", "changes", "sentence"),
+    [
+        ({}, {"augmentation": None}, f"'{CHILD}' has parent_clip_id '{PARENT}' but no augmentation; give both"),
+        ({}, {"parent_clip_id": None}, f"'{CHILD}' has augmentation 'grey' but no parent_clip_id; give both"),
+        ({}, {"augmentation": "sepia"}, f"'{CHILD}' has augmentation 'sepia'; known are grey, blur"),
+        ({}, {"parent_clip_id": "three"}, "parent_clip_id 'three', which is not listed; list it"),
+        ({}, {"parent_clip_id": CHILD}, f"parent_clip_id '{CHILD}', which is augmented itself; name a recorded"),
+        (
+            {"split": "test"},
+            {"split": "test"},
+            f"an augmentation of '{PARENT}', a test clip; split first, augment then",
+        ),
+        ({"split": "test"}, {}, f"an augmentation of '{PARENT}', a test clip; split first, augment then"),
+        ({}, {"split": "dev"}, f"'{CHILD}' has split 'dev', but its parent '{PARENT}' has 'train'; make them alike"),
+        ({}, {"split": None}, "has split None, but its parent"),
+        ({}, {"subject": "id2"}, "has subject 'id2', but its parent"),
+        ({}, {"category": "D"}, "has category 'D', but its parent"),
+    ],
+)
+def test_children_that_would_leak_or_mislead_are_refused(
+    tmp_path: Path,
+    roots: dict[str, str],
+    name_augmentations: Callable[..., None],
+    parent: dict[str, Any],
+    changes: dict[str, Any],
+    sentence: str,
+) -> None:
+    name_augmentations("grey", "blur")
+    rows = [make_row(PARENT, **{"split": "train"} | parent), child(**changes)]
+    with pytest.raises(InputError, match=sentence):
+        write_manifest(str(tmp_path / "m"), rows, roots, {})
+
+
+@pytest.fixture
+def name_augmentations(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that makes its arguments the names of all augmentations."""
+    from data_prep import augmentations
+
+    return lambda *names: monkeypatch.setattr(augmentations, "AUGMENTATIONS", dict.fromkeys(names))
+
+
+def test_manifests_are_joined_with_their_roots(tmp_path: Path, roots: dict[str, str]) -> None:
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    others = {"more": str(tmp_path / "more")}
+    write_manifest(first, [make_row("b", split="dev", fold=1)], roots, {})
+    write_manifest(second, [make_row("a", video_path="more/a.mp4")], roots | others, {})
+    listing = merge_manifests([first, second])
+    assert listing.rows == [make_row("b", split="dev", fold=1), make_row("a", video_path="more/a.mp4")]
+    assert listing.roots == roots | others
+    assert listing.unfit == listing.notes == []
+
+
+def test_manifests_that_contradict_each_other_are_not_joined(tmp_path: Path, roots: dict[str, str]) -> None:
+    first, moved, again = (str(tmp_path / name) for name in ("first", "moved", "again"))
+    write_manifest(first, [make_row("a")], roots, {})
+    write_manifest(moved, [make_row("b")], {"root": str(tmp_path)}, {})
+    write_manifest(again, [make_row("b"), make_row("a")], roots, {})
+    with pytest.raises(InputError, match=f"{moved} has the root 'root' at {tmp_path}, another manifest at .*--dataset"):
+        merge_manifests([first, moved])
+    with pytest.raises(InputError, match=f"{again} lists clip 'a', as {first} does; leave one out"):
+        merge_manifests([first, again])
+    with pytest.raises(InputError, match="lists clip 'a', as"):
+        merge_manifests([first, f"{first}/"])
 
 
 def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> str:

@@ -14,6 +14,7 @@ import ray
 import torch
 
 from cluster import shards
+from cluster.audits import corpus_audit
 from data_prep import boxes, storage
 from data_prep.boxes import Meta
 from data_prep.storage import InputError
@@ -42,7 +43,8 @@ def extract(
     as many as the cluster has room for. threads: of each actor; the bits depend on it. device: `cuda` gives each actor
     a GPU, `auto` does so where the cluster has one. Shards that stand are kept; complete features are returned as they
     are. extra: features (column -> channels, in column order), length, corpus_config, manifest (its digest), device,
-    threads, weights and spectrogram_statistics (sha256 of those that come from a file).
+    threads, weights and spectrogram_statistics (sha256 of those that come from a file), audit (the corpus's audit.json;
+    null if it has none).
 
     Raises InputError if the corpus is none or was changed, or if `out` was begun from another corpus or config.
     """
@@ -96,6 +98,7 @@ def extract(
             "spectrogram_statistics": weights_digest(config.spectrogram_statistics),
             "corpus_config": corpus.config,
             "manifest": corpus.parent,
+            "audit": corpus_audit(corpus_uri, corpus),
         },
     )
     boxes.write_meta(out, meta)

@@ -108,6 +108,10 @@ class FeatureSource:
         """What may change between the attempts of a run, beside where the features lie."""
         return {}
 
+    def audit(self) -> dict[str, Any] | None:
+        """The audit of the corpus that the features were made of; None if it had none."""
+        return self.meta.extra.get("audit")
+
     def largest_share(self, config: SearchConfig, workers: int) -> int:
         """Most clips that one of `workers` gets in a batch. Raises InputError where a batch has none for it."""
         shares = []

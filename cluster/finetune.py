@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cluster.attempts import Attempt, Point, read_packs, read_result
+from cluster.audits import corpus_audit
 from cluster.clip_streams import ShardStream, SplitIndex, index_corpus
 from cluster.extract import absolute_paths
 from cluster.features import FeatureSource
@@ -149,6 +150,10 @@ class CorpusSource(FeatureSource):
     def finetune(self) -> FinetuneJob:
         """What a worker needs."""
         return self.job
+
+    def audit(self) -> dict[str, Any] | None:
+        """The audit that lies beside the corpus, if it is that of these clips."""
+        return corpus_audit(self.uri, self.meta)
 
     def run_settings(self) -> dict[str, Any]:
         """What a run is made by beside the settings of its search; of files what is in them, not where they lie."""

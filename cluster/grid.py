@@ -26,6 +26,7 @@ from cluster.attempts import (
     write_failure,
     write_packs,
 )
+from cluster.audits import keep_audit
 from cluster.devices import chosen_device, device_memory, planned_devices, require_processes
 from cluster.engines import Failures, Trial, search_with_train, search_with_tune
 from cluster.features import FeatureSource
@@ -166,6 +167,7 @@ def _begin(out: str, config: GridConfig, source: FeatureSource, resume: bool, wo
     # Planned before anything is written: a device may be too small.
     planned = [] if packs else plan_packs(config, settings, source, workers)
     run = open_run(out, content, resume=resume, hints=hints)
+    keep_audit(run, source)
     if planned:
         return _Begun(run, settings, write_packs(run, planned))
     if config.pack == AUTO:

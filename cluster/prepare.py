@@ -4,38 +4,57 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
+import platform
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from cluster import shards
+from cluster.devices import device_memory
 from data_prep import boxes, storage
 from data_prep.boxes import SHARD_CLIPS, Meta, shard_name
 from data_prep.clip import CORPUS_SCHEMA, REJECT_SCHEMA, ClipPreparer, PrepareConfig, Reject
+from data_prep.faces import MtcnnDetector
 from data_prep.manifest import read_manifest
 from data_prep.storage import InputError
 
 REJECTS = "rejects"
+FACE_DEVICES = ("auto", "cpu", "cuda")
 _PACKAGES = ("av", "facenet-pytorch", "librosa", "numpy", "pyarrow", "torch")
+# What an actor takes of a GPU: its CUDA context with the libraries, and MTCNN on the frames of one clip.
+_GPU_BYTES_PER_ACTOR = 2**30
 
 
 def prepare(
-    manifest_uri: str, out: str, config: PrepareConfig, *, actors: int | None = None, progress: bool = True
+    manifest_uri: str,
+    out: str,
+    config: PrepareConfig,
+    *,
+    actors: int | None = None,
+    face_device: str = "auto",
+    progress: bool = True,
 ) -> Meta:
     """Prepare every clip of a manifest into the corpus `out`, and return its meta.json.
 
-    Needs a connection (`cluster.session.connect`). actors: processes, each with a CPU and a face detector; None: one
-    per CPU. Shards that stand are kept, so a stopped run goes on where it stopped; a complete corpus is returned as it
-    is. counts: rows, clips, rejects, shards, category.<A..D> of the clips, reject.<reason>.
+    Needs a connection (`cluster.session.connect`). actors: processes, each with a CPU and a face detector; None: as
+    many as the cluster has room for. face_device: `cuda` looks for faces on GPUs, which actors share, `auto` does so
+    where the cluster has one; boxes and scores differ between devices in their last bits. Shards that stand are kept,
+    so a stopped run goes on where it stopped; a complete corpus is returned as it is. counts: rows, clips, rejects,
+    shards, category.<A..D> of the clips, reject.<reason>. extra: face_device (cpu or cuda; null without a detector).
 
-    Raises InputError if the manifest is none, or if `out` was begun from another manifest or with another config.
+    Raises InputError if the manifest is none, if `out` was begun from another manifest, with another config or on
+    another face_device, or if there is no CUDA where `cuda` was asked for; RuntimeError if a row was lost.
     """
+    device = _resolved_device(face_device, config)
     manifest = read_manifest(manifest_uri)
     out = storage.absolute(out)
-    boxes.begin(out, boxes.CORPUS, asdict(config), manifest.meta.digest, resume=True)
+    how = {"face_device": device}
+    boxes.begin(out, boxes.CORPUS, asdict(config) | how, manifest.meta.digest, resume=True)
     if storage.exists(storage.join(out, boxes.META_NAME)):
         return boxes.read_meta(out, boxes.CORPUS)
     starts = range(0, len(manifest.rows), SHARD_CLIPS)
@@ -45,11 +64,12 @@ def prepare(
     ]
     results = shards.run(
         PrepareWorker,
-        {"out": out, "roots": manifest.roots, "config": config},
+        {"out": out, "roots": manifest.roots, "config": config, "face_device": device},
         work,
         clips=len(manifest.rows),
         title="prepare",
         actors=actors,
+        num_gpus=_gpu_share() if device == "cuda" else 0,
         progress=progress,
     )
     counts: Counter[str] = Counter(rows=len(manifest.rows), shards=len(work), clips=0, rejects=0)
@@ -66,28 +86,64 @@ def prepare(
         versions=shards.versions(_PACKAGES),
         parent=manifest.meta.digest,
         files={name: digest for result in results for name, digest in result["files"].items()},
+        extra=how,
     )
     boxes.write_meta(out, meta)
     return boxes.read_meta(out, boxes.CORPUS)
 
 
-class PrepareWorker(shards.ShardWorker):
-    """Holds one face detector, from its first clip on; makes one shard at a time."""
+def _resolved_device(wanted: str, config: PrepareConfig) -> str | None:
+    """`cpu` or `cuda`; None where no faces are looked for."""
+    if wanted not in FACE_DEVICES:
+        raise InputError(f"face_device is {wanted!r}; choose from {', '.join(FACE_DEVICES)}.")
+    if config.faces == "none":
+        return None
+    has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+    if wanted == "cuda" and not has_gpu:
+        raise InputError("face_device is 'cuda', but the cluster has no GPU; give --face-device cpu.")
+    return "cuda" if wanted != "cpu" and has_gpu else "cpu"
 
-    def __init__(self, out: str, roots: dict[str, str], config: PrepareConfig) -> None:
+
+def _gpu_share() -> float:
+    """What each actor reserves of a GPU: all CPUs get an actor if the smallest GPU has memory for as many."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
+    wanted = max(math.ceil(node.get("CPU", 0) / int(node["GPU"])) for node in nodes)
+    room = (device_memory("cuda") or 0) // _GPU_BYTES_PER_ACTOR
+    # Rounded down to Ray's smallest share, or seven times a seventh would be more than the whole.
+    return math.floor(1e4 / max(1, min(wanted, room))) / 1e4
+
+
+class PrepareWorker(shards.ShardWorker):
+    """Holds one face detector, from its first clip on; makes one shard at a time.
+
+    face_device: where the detector runs, `cpu` or `cuda`; None: there is no detector.
+    """
+
+    def __init__(self, out: str, roots: dict[str, str], config: PrepareConfig, face_device: str | None) -> None:
         self.out = out
         self.roots = roots
         self.config = config
+        self.face_device = face_device
 
     @functools.cached_property
     def _prepare_clip(self) -> ClipPreparer:
         """Loaded when it is needed, which it is not where all shards stand."""
-        if self.config.faces != "none":
-            # Bits depend on the number of threads, and a process per CPU needs no more than one.
-            import torch
+        if self.face_device is None:
+            return ClipPreparer(self.config)
+        # Takes seconds to import, and only those who look for faces need it.
+        import torch
 
-            torch.set_num_threads(1)
-        return ClipPreparer(self.config)
+        # Bits depend on the number of threads, and a process per CPU needs no more than one.
+        torch.set_num_threads(1)
+        if self.face_device == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                f"face_device is 'cuda', but torch finds no CUDA on {platform.node()}; give --face-device cpu."
+            )
+        config = self.config
+        detector = MtcnnDetector(
+            max_side=config.detect_max_side, min_face_size=config.min_face_size, device=self.face_device
+        )
+        return ClipPreparer(config, detector=detector)
 
     def work(self, shard: shards.Shard) -> Iterator[int | shards.Result]:
         """Write a shard's rejects, then its part, whose presence commits both."""
@@ -109,6 +165,7 @@ class PrepareWorker(shards.ShardWorker):
             rejects: pa.Table.from_pylist(refused, schema=REJECT_SCHEMA),
             part: boxes.table_from_rows(rows, CORPUS_SCHEMA(self.config)),
         }
+        rows.clear()  # the tables hold copies, and a shard has 100 MB
         files = {name: storage.write(storage.join(self.out, name), boxes.table_bytes(tables[name])) for name in tables}
         yield self._result(shard, files, tables[part], tables[rejects])
 

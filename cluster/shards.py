@@ -10,7 +10,6 @@ import abc
 import importlib.metadata
 import json
 import sys
-import time
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -29,8 +28,10 @@ Result = dict[str, Any]
 # How often a shard is tried again when its actor dies (a lost node, no memory left). Ray Data's default is for ever,
 # which a clip that crashes the decoder would turn into an endless run.
 _RETRIES = 3
-# How often an actor tells of the clips it has done; each message costs the driver some milliseconds.
-_NEWS_S = 0.5
+# An actor tells of the clips it has done in so many messages per shard, each of at least so many clips; a message costs
+# the driver some milliseconds. Their number is the same for every shard and every attempt, because of a second attempt
+# Ray drops as many rows as it has of the first, whatever they hold: the result must have the same place in both.
+_NEWS, _CLIPS_PER_NEWS = 8, 8
 
 
 class ShardWorker(abc.ABC):
@@ -43,17 +44,21 @@ class ShardWorker(abc.ABC):
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         """Ray Data's side of `work`: a batch of one shard in; rows with news of it out, the result in the last."""
         (shard,) = batch["shard"]
-        clips, told = 0, time.monotonic()
+        clips, told = 0, 0
         for step in self.work(json.loads(shard)):
-            result = ""
-            if isinstance(step, int):
-                clips += step
-                if time.monotonic() - told < _NEWS_S:
-                    continue
-            else:
-                result = json.dumps(step)
-            yield {"clips": np.array([clips]), "result": np.array([result])}
-            clips, told = 0, time.monotonic()
+            if not isinstance(step, int):
+                yield from (_message(0) for _ in range(told, _NEWS))
+                yield _message(clips, json.dumps(step))
+                return
+            clips += step
+            if clips >= _CLIPS_PER_NEWS and told < _NEWS:
+                yield _message(clips)
+                clips, told = 0, told + 1
+
+
+def _message(clips: int, result: str = "") -> dict[str, np.ndarray]:
+    """A row for the driver: clips done since the last one, and the shard's result in its last."""
+    return {"clips": np.array([clips]), "result": np.array([result])}
 
 
 def run(
@@ -65,14 +70,15 @@ def run(
     title: str,
     actors: int | None = None,
     num_cpus: int = 1,
-    num_gpus: int = 0,
+    num_gpus: float = 0,
     progress: bool = True,
 ) -> list[Result]:
     """The results of all `shards`, in their order, made by `worker(**arguments)` in actors.
 
     clips: their number in all shards, for the progress bar named `title`. actors: how many at most; None: as many as
-    the cluster has CPUs and GPUs for. num_cpus, num_gpus: of each actor. Raises InputError where a worker does, or
-    where the cluster is too small for one actor; RuntimeError if a shard's actor died in every attempt.
+    the cluster has CPUs and GPUs for. num_cpus, num_gpus: of each actor; a share of a GPU (below 1) is a multiple of
+    0.0001, Ray's smallest. Raises InputError where a worker does, or where the cluster is too small for one actor;
+    RuntimeError if a shard's actor died in every attempt.
     """
     if not shards:
         return []
@@ -118,17 +124,26 @@ def _rows(dataset: ray.data.Dataset, title: str) -> Iterator[dict[str, Any]]:
         raise InputError(str(error.cause).partition("\n")[0]) from None
 
 
-def _number_of_actors(wanted: int | None, shards: int, num_cpus: int, num_gpus: int) -> int:
+def _number_of_actors(wanted: int | None, shards: int, num_cpus: int, num_gpus: float) -> int:
     if wanted is not None and wanted < 1:
         raise InputError(f"actors is {wanted}, but at least 1 is needed.")
-    resources = ray.cluster_resources()
-    room = int(resources.get("CPU", 0)) // num_cpus
-    if num_gpus:
-        room = min(room, int(resources.get("GPU", 0)) // num_gpus)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # Node by node, because an actor's CPUs and GPU lie on one.
+    room = sum(_room(node.get("CPU", 0), node.get("GPU", 0), num_cpus, num_gpus) for node in nodes)
     if room < 1:
-        needs = f"{num_cpus} CPUs" + (f" and {num_gpus} GPUs" if num_gpus else "")
-        raise InputError(f"an actor needs {needs}, which this cluster does not have; ask for fewer threads.")
+        needs = f"{num_cpus} CPUs" + (f" and {num_gpus:g} GPUs" if num_gpus else "")
+        raise InputError(
+            f"an actor needs {needs} on one machine, which this cluster does not have; ask for fewer threads."
+        )
     return min(shards, room, wanted or room)
+
+
+def _room(cpus: float, gpus: float, num_cpus: int, num_gpus: float) -> int:
+    """Actors that fit on one node."""
+    room = int(cpus // num_cpus)
+    if not num_gpus:
+        return room
+    return min(room, int(gpus) * int(1 / num_gpus) if num_gpus < 1 else int(gpus // num_gpus))
 
 
 def progress_bar(title: str, total: int, unit: str, shown: bool) -> tqdm[Any]:

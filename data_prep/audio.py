@@ -1,4 +1,4 @@
-"""Sound of a clip: one window of it at 16 kHz, its volume, its magnitude spectrogram, and the silence it begins with.
+"""Sound of a clip: one window of it at 16 kHz, its volume, its magnitude spectrogram, and the silence around it.
 
 Spectrogram settings are those of STGS-BMNAS (arXiv 2406.13384): 16 kHz, n_fft 512, window 25 ms, hop 10 ms, volume
 raised to -30 dBFS.
@@ -8,6 +8,7 @@ import math
 
 import av
 import numpy as np
+import soxr
 
 from data_prep.rejects import RejectedError, RejectReason
 
@@ -21,11 +22,17 @@ _JITTER_S = 0.005
 """Time stamps that are off by less follow from rounding in the container: the samples are contiguous."""
 _GAP_TOLERANCE_S = 0.1
 """How far the sound may fall short of the window's end before the file counts as damaged."""
+_LONGEST_GAP_S = 60.0
+"""A longer gap between two packets is no pause in the talk: their time stamps are damaged."""
+_HIGHEST_PEAK = 1e6
+"""Floating-point samples may exceed full scale, 1; those of 16 or 20 bits by mistake reach this."""
 _BLOCKS_PER_SECOND = 100
+_RATES = (1_000, 768_000)
+"""Lowest and highest sampling rate of a sound that is no damage, in Hz."""
 
 
 class SoundCollector:
-    """A sink that keeps one window of the sound, and measures the silence before the clip's first sound.
+    """A sink that keeps one window of the sound, and measures the clip's level and the silence at its ends.
 
     start_s: the clip's beginning on the file's clock. duration_s: the clip's length. window_start_s, window_s: the
     window, relative to the clip's beginning. Only the window is kept, so memory does not grow with the clip.
@@ -43,7 +50,9 @@ class SoundCollector:
         self._position = 0  # Samples measured since the clip's beginning; negative before it.
         self._window = np.empty(0, np.float32)
         self._peak = 0.0
-        self._block_rms: list[np.ndarray] = []
+        self._square_sum = 0.0
+        self._num_heard = 0
+        self._blocks = _Blocks()
         self._rest = np.empty(0, np.float32)
 
     @property
@@ -51,7 +60,11 @@ class SoundCollector:
         return self._rate > 0 and self._position + self._num_pending >= round(self._duration_s * self._rate)
 
     def add(self, frame: av.AudioFrame) -> None:
-        """Takes the next decoded frame. Raises RejectedError: unreadable, for a new rate or for no numbers."""
+        """Takes the next decoded frame.
+
+        Raises RejectedError: unreadable, for a new rate, one that no sound has, an interruption of over a minute, or
+        samples that are no finite numbers or far beyond all scales.
+        """
         if not self._rate:
             self._begin(frame)
         elif frame.sample_rate != self._rate:
@@ -75,23 +88,41 @@ class SoundCollector:
 
         Raises RejectedError: unreadable, if the sound ended before the window.
         """
+        self.require(self._window_start_s + self._window_s)
+        return self._window, self._rate
+
+    def require(self, end_s: float) -> None:
+        """Raises RejectedError: unreadable, if the sound ended before `end_s`; call after decoding."""
         if not self._rate:
             raise _unreadable("no sound can be decoded")
         self._measure_pending()
         end = self._position / self._rate
-        window_end = self._window_start_s + self._window_s
-        if end < window_end - _GAP_TOLERANCE_S:
-            raise _unreadable(f"the sound breaks off at {end:.2f} s, before {window_end:.2f} s")
-        return self._window, self._rate
+        if end < end_s - _GAP_TOLERANCE_S:
+            raise _unreadable(f"the sound breaks off at {end:.2f} s, before {end_s:.2f} s")
 
     def leading_silence_s(self, threshold_db: float) -> float:
         """Seconds until the RMS of 10 ms exceeds `threshold_db` (negative) relative to the clip's peak."""
+        first, _ = self._loud_blocks(threshold_db)
+        return self._duration_s if first is None else first * self._block() / self._rate
+
+    def trailing_silence_s(self, threshold_db: float) -> float:
+        """Seconds to the clip's end after the last 10 ms whose RMS exceeds `threshold_db`, see `leading_silence_s`.
+
+        The last 10 ms may be cut short by the clip's end.
+        """
+        _, last = self._loud_blocks(threshold_db)
+        return (
+            self._duration_s if last is None else max(0.0, self._duration_s - (last + 1) * self._block() / self._rate)
+        )
+
+    def loudness_dbfs(self) -> float:
+        """RMS level of all that was heard of the clip, in dB relative to 1.0; minus infinity for silence."""
         self._measure_pending()
-        rms = np.concatenate([np.empty(0), *self._block_rms])
-        loud = rms > self._peak * 10 ** (threshold_db / 20)
-        return float(np.argmax(loud)) / _BLOCKS_PER_SECOND if loud.any() else self._duration_s
+        return _decibels(self._square_sum / self._num_heard) if self._num_heard else -math.inf
 
     def _begin(self, frame: av.AudioFrame) -> None:
+        if not _RATES[0] <= frame.sample_rate <= _RATES[1]:
+            raise _unreadable(f"the sound claims a rate of {frame.sample_rate} Hz")
         self._rate = frame.sample_rate
         self._window = np.zeros(round(self._window_s * self._rate), np.float32)
         if frame.time is not None:
@@ -105,11 +136,19 @@ class SoundCollector:
         return gap if abs(gap) > _JITTER_S * self._rate else 0
 
     def _append_silence(self, num_samples: int) -> None:
-        """Nothing was sent, so nothing was to be heard. A second at a time: a wrong time stamp may ask for hours."""
-        rest = min(num_samples, round(self._duration_s * self._rate) - self._position)
-        while rest > 0:
-            self._append(np.zeros(min(rest, self._rate), np.float32))
-            rest -= self._rate
+        """Nothing was sent, so nothing was to be heard: it is counted, not made."""
+        end = min(self._position + num_samples, self._num_samples())
+        silence = end - max(0, self._position)
+        self._position = max(self._position, end)
+        if silence <= 0:
+            return
+        if silence > _LONGEST_GAP_S * self._rate:
+            raise _unreadable(f"the sound is interrupted for {silence / self._rate:.0f} s")
+        self._num_heard += silence
+        begun = min(silence, -len(self._rest) % self._block())  # Completes the block that is begun.
+        self._measure_blocks(np.zeros(begun, np.float32))
+        self._blocks.add_silent((silence - begun) // self._block())
+        self._measure_blocks(np.zeros((silence - begun) % self._block(), np.float32))
 
     def _measure_pending(self) -> None:
         if self._pending:
@@ -121,7 +160,7 @@ class SoundCollector:
         """Adds samples that follow right on those measured before; those outside the clip are dropped."""
         first = self._position
         self._position += len(samples)
-        samples = samples[max(0, -first) : max(0, round(self._duration_s * self._rate) - first)]
+        samples = samples[max(0, -first) : max(0, self._num_samples() - first)]
         first = max(0, first)
         if not len(samples):
             return
@@ -132,16 +171,86 @@ class SoundCollector:
         peak = float(np.abs(samples).max())
         if not math.isfinite(peak):
             raise _unreadable("the sound holds values that are no finite numbers")
+        if peak > _HIGHEST_PEAK:
+            raise _unreadable(f"the sound holds values up to {peak:.0e}, where 1 is full scale")
         self._peak = max(self._peak, peak)
+        self._square_sum += float(np.square(samples, dtype=np.float64).sum())
+        self._num_heard += len(samples)
         self._measure_blocks(samples)
 
     def _measure_blocks(self, samples: np.ndarray) -> None:
-        block = round(self._rate / _BLOCKS_PER_SECOND)
         samples = np.concatenate([self._rest, samples])
-        num_blocks = len(samples) // block
-        blocks = samples[: num_blocks * block].reshape(num_blocks, block)
-        self._block_rms.append(np.sqrt(np.square(blocks, dtype=np.float64).mean(axis=1)))
-        self._rest = samples[num_blocks * block :]
+        num_blocks = len(samples) // self._block()
+        blocks = samples[: num_blocks * self._block()].reshape(num_blocks, self._block())
+        self._blocks.add(_root_mean_squares(blocks))
+        self._rest = samples[num_blocks * self._block() :]
+
+    def _loud_blocks(self, threshold_db: float) -> tuple[int | None, int | None]:
+        """Indices of the first and of the last block of the clip that is above the threshold."""
+        self._measure_pending()
+        threshold = self._peak * 10 ** (threshold_db / 20)
+        first, last = self._blocks.first_above(threshold), self._blocks.last_above(threshold)
+        # The block that the clip's end cuts short is too short to be a beginning, but it can be an end.
+        if first is not None and len(self._rest) and _root_mean_squares(self._rest[None])[0] > threshold:
+            last = self._blocks.count
+        return first, last
+
+    def _block(self) -> int:
+        return round(self._rate / _BLOCKS_PER_SECOND)
+
+    def _num_samples(self) -> int:
+        return round(self._duration_s * self._rate)
+
+
+class _Blocks:
+    """RMS of blocks in order, of which only those are kept that can be the first or the last above a threshold.
+
+    Those are the ones louder than all before them, and the ones louder than all after them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._loudest = 0.0
+        self._first = _NO_BLOCKS
+        self._last = _NO_BLOCKS
+
+    def add(self, rms: np.ndarray) -> None:
+        """rms: float64 [blocks]."""
+        if not len(rms):
+            return
+        before = np.maximum.accumulate(np.concatenate([[self._loudest], rms]))
+        louder = rms > before[:-1]
+        self._loudest = before[-1]
+        after = np.maximum.accumulate(rms[::-1])[::-1]
+        lasting = np.concatenate([rms[:-1] > after[1:], [True]])
+        indices = np.arange(self.count, self.count + len(rms))
+        kept = self._last[1] > after[0]
+        self._first = _joined(self._first, (indices[louder], rms[louder]))
+        self._last = _joined((self._last[0][kept], self._last[1][kept]), (indices[lasting], rms[lasting]))
+        self.count += len(rms)
+
+    def add_silent(self, count: int) -> None:
+        """No block of silence is above any threshold."""
+        self.count += count
+
+    def first_above(self, threshold: float) -> int | None:
+        above = np.flatnonzero(self._first[1] > threshold)
+        return int(self._first[0][above[0]]) if len(above) else None
+
+    def last_above(self, threshold: float) -> int | None:
+        above = np.flatnonzero(self._last[1] > threshold)
+        return int(self._last[0][above[-1]]) if len(above) else None
+
+
+_NO_BLOCKS = (np.empty(0, np.int64), np.empty(0))
+
+
+def _joined(*parts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+def _root_mean_squares(blocks: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.square(blocks, dtype=np.float64).mean(axis=1))
 
 
 def _unreadable(detail: str) -> RejectedError:
@@ -164,7 +273,10 @@ def mono(samples: np.ndarray, is_planar: bool, num_channels: int) -> np.ndarray:
 
 def dbfs(samples: np.ndarray) -> float:
     """RMS level in dB relative to 1.0; minus infinity for silence."""
-    mean_square = float(np.mean(np.square(samples, dtype=np.float64)))
+    return _decibels(float(np.mean(np.square(samples, dtype=np.float64))))
+
+
+def _decibels(mean_square: float) -> float:
     return 10 * math.log10(mean_square) if mean_square > 0 else -math.inf
 
 
@@ -178,16 +290,14 @@ def raise_volume(samples: np.ndarray, target_dbfs: float) -> np.ndarray:
 
 def resample(samples: np.ndarray, rate: int, length: int) -> np.ndarray:
     """float32 [length] at 16 kHz, from samples at `rate` Hz that last about as long."""
-    import librosa  # Slow to import, and only workers that decode sound need it.
-
     if rate != SAMPLE_RATE:
-        samples = librosa.resample(samples, orig_sr=rate, target_sr=SAMPLE_RATE, res_type="soxr_hq")
-    return librosa.util.fix_length(samples, size=length)
+        samples = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
+    return np.pad(samples[:length], (0, max(0, length - len(samples))))
 
 
 def magnitude_spectrogram(samples: np.ndarray, num_frames: int) -> np.ndarray:
     """float32 [num_frames, 257]: the first centred STFT frames; frame i lies at i x 10 ms, bin k at k x 31.25 Hz."""
-    import librosa  # See resample.
+    import librosa  # Slow to import, and those who decode have no use for it.
 
     transform = librosa.stft(samples, n_fft=N_FFT, hop_length=HOP_SAMPLES, win_length=WINDOW_SAMPLES, center=True)
     return np.ascontiguousarray(np.abs(transform).T[:num_frames], dtype=np.float32)

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from data_prep import audio, faces
-from data_prep.faces import FaceDetector, MtcnnDetector
+from data_prep import audio, augmentations, faces
+from data_prep.decoder import Decoder
+from data_prep.faces import FaceDetector, MtcnnDetector, Track
 from data_prep.manifest import Row, resolve_path
-from data_prep.rejects import REJECT_SCHEMA, Reject, RejectedError, RejectReason
+from data_prep.rejects import Reject, RejectedError, RejectReason
 from data_prep.storage import InputError
-from data_prep.window import read_window
 
 __all__ = [
     "CORPUS_SCHEMA",
@@ -30,6 +30,16 @@ __all__ = [
 ]
 
 _LABEL_COLUMNS = ("clip_id", "label", "category", "dataset", "subject", "target", "method", "augmentation")
+_MEASURED_COLUMNS = (
+    "fps",
+    "duration_s",
+    "leading_silence_s",
+    "trailing_silence_s",
+    "trimmed_leading_s",
+    "trimmed_trailing_s",
+    "loudness_dbfs",
+)
+_FACT_COLUMNS = ("width", "height", "sample_rate", "bit_rate", "file_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,9 +76,14 @@ class PrepareConfig:
     """Silence ends where the RMS of 10 ms exceeds this level relative to the clip's peak."""
     target_dbfs: float = -30.0
     """RMS level to which a quieter window is raised."""
+    trim_silence: bool = False
+    """Take the silence at both ends off sound and picture first, so that its length tells nothing."""
+    clip_timeout: float = 60.0
+    """Seconds that decoding a clip may take; a slower one is rejected: timeout."""
 
     def __post_init__(self) -> None:
-        for name in ("window_s", "num_frames", "frame_size", "spectrogram_frames", "min_face_size", "detect_max_side"):
+        sizes = ("window_s", "num_frames", "frame_size", "spectrogram_frames", "min_face_size", "detect_max_side")
+        for name in (*sizes, "clip_timeout"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; give a number above 0.")
         for name, allowed in (("window", ("centre", "random")), ("faces", ("mtcnn", "none"))):
@@ -104,32 +119,75 @@ def CORPUS_SCHEMA(config: PrepareConfig) -> pa.Schema:  # noqa: N802 (a schema, 
             pa.field("fps", pa.float64(), nullable=False),
             pa.field("duration_s", pa.float64(), nullable=False),
             pa.field("leading_silence_s", pa.float64(), nullable=False),
+            pa.field("trailing_silence_s", pa.float64(), nullable=False),
+            pa.field("trimmed_leading_s", pa.float64(), nullable=False),
+            pa.field("trimmed_trailing_s", pa.float64(), nullable=False),
+            pa.field("loudness_dbfs", pa.float64(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("sample_rate", pa.int32(), nullable=False),
+            pa.field("bit_rate", pa.float64(), nullable=False),
+            pa.field("file_bytes", pa.int64(), nullable=False),
+            pa.field("num_faces", pa.int32(), nullable=False),
+            pa.field("face_choice", pa.string(), nullable=False),
         ]
     )
+
+
+REJECT_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+"""Columns of a corpus's rejects; see `Reject`."""
 
 
 class ClipPreparer:
     """Makes corpus rows. Construction is slow (it loads the detector and warms librosa); one per process is enough.
 
-    detector: finds faces; by default the one that `config.faces` names.
+    detector: finds faces; by default the one that `config.faces` names. decoder: decodes; by default an own one, whose
+    process ends with `close`, with this object, or with the program.
     """
 
-    def __init__(self, config: PrepareConfig, *, detector: FaceDetector | None = None) -> None:
+    def __init__(
+        self, config: PrepareConfig, *, detector: FaceDetector | None = None, decoder: Decoder | None = None
+    ) -> None:
         self.config = config
         if detector is None and config.faces == "mtcnn":
             detector = MtcnnDetector(max_side=config.detect_max_side, min_face_size=config.min_face_size)
         self._detector = detector
+        self._own_decoder = Decoder(timeout_s=config.clip_timeout)
+        self._decoder = self._own_decoder if decoder is None else decoder
         # librosa compiles on its first STFT, which takes seconds: here, not in the first clip.
         audio.magnitude_spectrogram(np.zeros(audio.SAMPLE_RATE, np.float32), 1)
+
+    def __enter__(self) -> "ClipPreparer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the decoder's process, if the decoder is this object's own."""
+        self._own_decoder.close()
 
     def __call__(self, row: Row, roots: Mapping[str, str]) -> dict[str, Any] | Reject:
         """A row of CORPUS_SCHEMA for a row of a manifest whose paths lie below `roots`, or why there is none.
 
         frames: uint8 [num_frames, 3, frame_size, frame_size], RGB. spectrogram: float32 [spectrogram_frames, 257],
-        magnitudes. Times are seconds since the clip's beginning, the moment from which picture and sound are both
-        there; frame_times_s are the time stamps of the frames shown at window_start_s + (i + 0.5) * window_s /
-        num_frames (taken round again in a shorter clip). face_box: left, top, right, bottom in the pixels of the
-        clip; face_score: 0 where the box is another frame's. leading_silence_s: see `PrepareConfig`.
+        magnitudes. Both are augmented as the row's `augmentation` says. Times are seconds since the clip's beginning,
+        the moment from which picture and sound are both there, or the first sound if silence is trimmed; frame_times_s
+        are the time stamps of the frames shown at window_start_s + (i + 0.5) * window_s / num_frames (taken round again
+        in a shorter clip; further apart where an augmentation speeds the clip up). face_box: left, top, right, bottom
+        in the pixels of the picture as it is shown; face_score: 0 where the box is another frame's; num_faces: most
+        faces seen in one frame; face_choice: why this face, see `faces.Track`. leading_silence_s, trailing_silence_s,
+        trimmed_leading_s, trimmed_trailing_s, loudness_dbfs, fps, duration_s: see `window.ClipWindow`; width, height,
+        sample_rate, bit_rate, file_bytes: see `file_facts.FileFacts`. None of them knows of the augmentation.
+
+        Raises InputError if there is no such augmentation.
         """
         try:
             return {name: row[name] for name in _LABEL_COLUMNS} | self._prepare(row, roots)
@@ -140,8 +198,9 @@ class ClipPreparer:
 
     def _prepare(self, row: Row, roots: Mapping[str, str]) -> dict[str, Any]:
         config = self.config
+        plan = augmentations.plan(row["augmentation"], row["clip_id"], window_s=config.window_s)
         video_uri, audio_uri = _resolve(row, roots)
-        clip = read_window(
+        clip = self._decoder.read_window(
             video_uri,
             audio_uri,
             window_s=config.window_s,
@@ -149,41 +208,45 @@ class ClipPreparer:
             num_frames=config.num_frames,
             min_duration_s=config.min_duration_s,
             leading_silence_db=config.leading_silence_db,
+            trim_silence=config.trim_silence,
+            speed=plan.speed,
+            video_filter=plan.video_filter,
         )
         level = audio.dbfs(clip.sound)
         if level < config.silence_dbfs:
             raise RejectedError(RejectReason.SILENT, f"the level is {level:.1f} dBFS, under {config.silence_dbfs:g}")
-        boxes, scores, margin = self._find_faces(clip.images)
+        track, margin = self._find_face(clip.images)
         crops = [
             faces.crop(image, box, margin=margin, size=config.frame_size)
-            for image, box in zip(clip.images, boxes, strict=True)
+            for image, box in zip(clip.images, track.boxes, strict=True)
         ]
-        sound = audio.raise_volume(clip.sound, config.target_dbfs)
+        sound = audio.raise_volume(plan.sound(clip.sound), config.target_dbfs)
         return {
-            "frames": np.stack(crops),
+            "frames": plan.images(np.stack(crops)),
             "spectrogram": audio.magnitude_spectrogram(sound, config.spectrogram_frames),
             "window_start_s": clip.start_s,
             "frame_times_s": clip.frame_times_s,
-            "face_score": scores,
-            "face_box": boxes,
-            "fps": clip.fps,
-            "duration_s": clip.duration_s,
-            "leading_silence_s": clip.leading_silence_s,
+            "face_score": track.scores,
+            "face_box": track.boxes,
+            **{name: getattr(clip, name) for name in _MEASURED_COLUMNS},
+            **{name: getattr(clip.facts, name) for name in _FACT_COLUMNS},
+            "num_faces": track.num_faces,
+            "face_choice": track.choice,
         }
 
-    def _find_faces(self, images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, float]:
-        """(boxes float32 [frames, 4], scores float32 [frames], margin). Raises RejectedError: no_face."""
+    def _find_face(self, images: list[np.ndarray]) -> tuple[Track, float]:
+        """The face to follow, and the margin of its crops. Raises RejectedError: no_face."""
         config = self.config
         if self._detector is None:
-            box = faces.centre_box(*images[0].shape[:2])
-            return np.stack([box] * len(images)), np.zeros(len(images), np.float32), 0.0
+            boxes = np.stack([faces.centre_box(*images[0].shape[:2])] * len(images))
+            return Track(boxes, np.zeros(len(images), np.float32), 0, "none"), 0.0
         found = self._detector(np.stack(images))
-        boxes, scores = faces.follow_face(found, min_score=config.min_face_score)
-        num_faces = int(np.count_nonzero(scores))
-        if num_faces < config.min_faces:
-            detail = f"{num_faces} of {len(images)} frames show a face, under {config.min_faces}"
+        track = faces.follow_face(found, min_score=config.min_face_score, frames=images)
+        num_shown = int(np.count_nonzero(track.scores))
+        if num_shown < config.min_faces:
+            detail = f"the face that was followed is in {num_shown} of {len(images)} frames, under {config.min_faces}"
             raise RejectedError(RejectReason.NO_FACE, detail)
-        return boxes, scores, config.face_margin
+        return track, config.face_margin
 
 
 def _random_place(clip_id: str) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
-from data_prep import boxes
+from data_prep import boxes, faces
 
 _SIDE = 96  # of a face crop, in pixels
 _SPECTROGRAM_WIDTH = 192
@@ -19,31 +19,37 @@ _HEADER = 18
 _GAP = 6
 _RANGE_DB = 80.0  # of a spectrogram, below its loudest value
 _MOST_PARTS = 8  # read at most: a part may have 100 MB
-_COLUMNS = ("clip_id", "category", "frames", "spectrogram", "face_score", "duration_s", "leading_silence_s")
+_COLUMNS = (
+    "clip_id", "category", "augmentation", "frames", "spectrogram", "width", "height", "face_box", "face_score",
+    "num_faces", "face_choice", "duration_s", "leading_silence_s",
+)  # fmt: skip
 
 
-def contact_sheet(parts: Sequence[str], *, clips: int = 24) -> tuple[bytes, int]:
+def contact_sheet(parts: Sequence[str], *, clips: int = 24, face_margin: float | None = None) -> tuple[bytes, int]:
     """A JPEG of up to `clips` clips from `parts`, the URIs of a corpus's parts, and how many it shows.
 
-    The clips are spread evenly over the corpus in order of clip_id. A red frame marks a crop in which no face was found
-    (its box is taken from the nearest frame that has one). Spectrograms: time to the right, 0 to 8 kHz upwards, 80 dB.
+    The clips are spread evenly over the corpus in order of clip_id. A red frame marks a crop in which the face was not
+    found (its box is taken from the nearest frame that has it). Where several faces were seen, the caption tells most
+    of them in one frame, and how the one was chosen (`faces.FACE_CHOICES`). face_margin: that of the corpus; with it, a
+    green box marks the chosen face (but not in an augmented clip, whose picture may be turned). Spectrograms: time to
+    the right, 0 to 8 kHz upwards, 80 dB.
     """
     chosen = _spread(parts, min(_MOST_PARTS, clips))
     rows: list[dict[str, Any]] = []
     for number, part in enumerate(chosen):
         share = math.ceil((clips - len(rows)) / (len(chosen) - number))
         rows += _rows(part, share)
-    return draw_rows(rows), len(rows)
+    return draw_rows(rows, face_margin=face_margin), len(rows)
 
 
-def draw_rows(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def draw_rows(rows: Sequence[Mapping[str, Any]], *, face_margin: float | None = None) -> bytes:
     """A JPEG of corpus rows, one below the other, drawn as `contact_sheet` says."""
     width, height = _row_size(rows)
     sheet = Image.new("RGB", (width, max(1, len(rows)) * height), "white")
     for position, row in enumerate(rows):
-        _draw_row(sheet, position * height, row)
+        _draw_row(sheet, position * height, row, face_margin)
     data = io.BytesIO()
-    sheet.save(data, "JPEG", quality=85)
+    sheet.save(data, "JPEG", quality=85, subsampling=0)  # or thin coloured lines would turn grey
     return data.getvalue()
 
 
@@ -65,21 +71,41 @@ def _row_size(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return frames * _SIDE + _GAP + _SPECTROGRAM_WIDTH, _HEADER + _SIDE + _GAP
 
 
-def _draw_row(sheet: Image.Image, top: int, row: Mapping[str, Any]) -> None:
+def _draw_row(sheet: Image.Image, top: int, row: Mapping[str, Any], face_margin: float | None) -> None:
     draw = ImageDraw.Draw(sheet)
-    text = (
-        f"{' '.join(filter(None, (row['category'], row['clip_id'])))}   {row['duration_s']:.1f} s, leading silence "
-        f"{row['leading_silence_s']:.2f} s, face scores {row['face_score'].min():.2f} to {row['face_score'].max():.2f}"
-    )
-    draw.text((2, top + 2), text, fill="black", font=ImageFont.load_default(12))
+    draw.text((2, top + 2), caption(row), fill="black", font=ImageFont.load_default(12))
     top += _HEADER
     for position, (frame, score) in enumerate(zip(row["frames"], row["face_score"], strict=True)):
+        left = position * _SIDE
         face = Image.fromarray(np.moveaxis(frame, 0, -1)).resize((_SIDE, _SIDE), Image.Resampling.BOX)
-        sheet.paste(face, (position * _SIDE, top))
+        sheet.paste(face, (left, top))
         if not score > 0:
-            corner = (position * _SIDE, top)
-            draw.rectangle((corner, (corner[0] + _SIDE - 1, corner[1] + _SIDE - 1)), outline="red", width=3)
+            draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline="red", width=3)
+        elif face_margin is not None and row["augmentation"] is None:
+            x0, y0, x1, y1 = _box_in_crop(row, position, face_margin)
+            draw.rectangle((left + x0, top + y0, left + x1, top + y1), outline="lime")
     sheet.paste(_spectrogram_picture(row["spectrogram"]), (len(row["frames"]) * _SIDE + _GAP, top))
+
+
+def caption(row: Mapping[str, Any]) -> str:
+    """The line above a corpus row's pictures."""
+    name = " ".join(filter(None, (row["category"], row["clip_id"], row["augmentation"])))
+    scores = row["face_score"]
+    text = (
+        f"{name}   {row['duration_s']:.1f} s, leading silence {row['leading_silence_s']:.2f} s, "
+        f"face scores {scores.min():.2f} to {scores.max():.2f}"
+    )
+    if row["face_choice"] in ("largest_track", "close"):
+        text += f", up to {row['num_faces']} faces: {row['face_choice']}"
+    return text
+
+
+def _box_in_crop(row: Mapping[str, Any], position: int, face_margin: float) -> list[int]:
+    """Left, top, right, bottom of the face's box in the drawn crop, within it."""
+    box = row["face_box"][position]
+    left, top, side = faces.crop_square(row["height"], row["width"], box, margin=face_margin)
+    inside = (box - np.array([left, top, left, top])) * (_SIDE / side)
+    return [int(edge) for edge in np.clip(np.round(inside), 0, _SIDE - 1)]
 
 
 def _spectrogram_picture(magnitude: np.ndarray) -> Image.Image:

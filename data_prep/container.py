@@ -1,25 +1,31 @@
 """Media files: opening, the time their streams cover, and decoding several streams in one pass.
 
-Times are seconds on the file's own clock, which picture and sound share: a stream may begin later than another.
+Files come as descriptors: what decodes them need not know their paths. Times are seconds on the file's own clock,
+which picture and sound share: a stream may begin later than another.
 """
 
 import io
+import math
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol, TypeVar
 
 import av
 import av.error
+from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Discard, Disposition, Stream
 
-from data_prep import storage
 from data_prep.rejects import RejectedError, RejectReason
+
+_Stream = TypeVar("_Stream", bound=Stream)
 
 _NO_PROTOCOL = {"protocol_whitelist": "none"}
 """The file is handed over open. A playlist disguised as a clip must not make FFmpeg open others, or the network."""
+_MOST_HELD_BYTES = 64 << 20
+"""Packets that wait for a key frame; where a file has more of them than this they are decoded."""
 
 
 class Sink(Protocol):
@@ -32,32 +38,56 @@ class Sink(Protocol):
 
 
 @contextmanager
-def open_media(uri: str) -> Iterator[InputContainer]:
-    """The media file at a local path or s3:// URI, open for decoding on one thread.
+def open_media(descriptor: int) -> Iterator[InputContainer]:
+    """The media file behind an open descriptor, from its beginning, open for decoding on one thread.
 
-    Raises RejectedError: missing, or unreadable, also for damage that shows inside the `with` block.
+    A file may be open several times; nobody else's place in it is moved. Raises RejectedError: unreadable, also for
+    damage that shows inside the `with` block. Raises MemoryError if FFmpeg gets no memory.
     """
+    with (
+        damage_rejected(),
+        io.BufferedReader(_File(descriptor)) as file,
+        av.open(file, "r", options=_NO_PROTOCOL, metadata_errors="ignore") as container,
+    ):
+        yield container
+
+
+@contextmanager
+def damage_rejected() -> Iterator[None]:
+    """Turns FFmpeg's errors into RejectedError: unreadable; but want of memory stays MemoryError."""
     try:
-        with _open_bytes(uri) as file, av.open(file, "r", options=_NO_PROTOCOL, metadata_errors="ignore") as container:
-            yield container
+        yield
+    except av.error.MemoryError:
+        raise
     except av.error.FFmpegError as error:
         raise RejectedError(RejectReason.UNREADABLE, f"decoding failed: {error.strerror}") from error
 
 
-def _open_bytes(uri: str) -> BinaryIO:
-    try:
-        if uri.startswith("s3://"):
-            return io.BytesIO(storage.read(uri))
-        # A pipe would wait for a writer for ever; O_NONBLOCK opens it at once, and changes nothing for a file.
-        file = os.fdopen(os.open(uri, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    except FileNotFoundError as error:
-        raise RejectedError(RejectReason.MISSING, "the file does not exist") from error
-    except OSError as error:
-        raise RejectedError(RejectReason.UNREADABLE, f"opening failed: {error.strerror or error}") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise RejectedError(RejectReason.UNREADABLE, "it is no regular file")
-    return file
+class _File(io.RawIOBase):
+    """Reads a regular file from its beginning, with a place of its own; closing it leaves the descriptor open."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self._descriptor, len(buffer), self._place)
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: os.fstat(self._descriptor).st_size}[whence]
+        if base + offset < 0:
+            raise OSError(f"no place {base + offset} in a file")
+        self._place = base + offset
+        return self._place
 
 
 def video_stream(container: InputContainer) -> Stream:
@@ -68,22 +98,22 @@ def video_stream(container: InputContainer) -> Stream:
     return _decodable(stream)
 
 
-def audio_stream(container: InputContainer, related: Stream | None = None) -> Stream:
+def audio_stream(container: InputContainer, related: Stream | None = None) -> AudioStream:
     """The stream with the sound (that goes with `related`). Raises RejectedError: no_audio, unreadable."""
     stream = container.streams.best("audio", related=related)
-    if stream is None:
+    if not isinstance(stream, AudioStream):
         raise RejectedError(RejectReason.NO_AUDIO, "the file has no audio stream")
     return _decodable(stream)
 
 
-def _decodable(stream: Stream) -> Stream:
+def _decodable(stream: _Stream) -> _Stream:
     if stream.codec_context is None:
         raise RejectedError(RejectReason.UNREADABLE, f"FFmpeg has no decoder for its {stream.type}")
     return stream
 
 
-def stream_spans(uri: str, *streams: Stream) -> list[tuple[float, float]]:
-    """(start, end) in seconds of each of `streams`, all of the open file `uri`.
+def stream_spans(descriptor: int, *streams: Stream) -> list[tuple[float, float]]:
+    """(start, end) in seconds of each of `streams`, all of the open file `descriptor`.
 
     The ends are the container's word, or, where it has none (Matroska, streams that were saved), those of the packets.
     """
@@ -91,7 +121,7 @@ def stream_spans(uri: str, *streams: Stream) -> list[tuple[float, float]]:
     if all(stream.duration for stream in streams):
         ends = [_seconds((stream.start_time or 0) + (stream.duration or 0), stream) for stream in streams]
     else:
-        with open_media(uri) as container:
+        with open_media(descriptor) as container:
             ends = _packet_ends(container, [stream.index for stream in streams])
     return list(zip(starts, ends, strict=True))
 
@@ -110,10 +140,64 @@ def _packet_ends(container: InputContainer, indices: list[int]) -> list[float]:
     return [ends[index] for index in indices]
 
 
-def decode(container: InputContainer, sinks: Mapping[int, Sink]) -> None:
+class Skipper:
+    """Leaves out the packets of a picture stream that nothing from the time `needed_from_s` on depends on.
+
+    Those are the packets before the last key frame that is not shown later. They are demuxed, since the sound
+    stands between them, and wait undecoded until the next key frame shows that they are not needed, or a packet
+    beyond `needed_from_s` that they are; so no index of the file has to be there, or to be believed. Where time stamps
+    are missing or run backwards, nothing is left out. One Skipper serves one pass.
+    """
+
+    def __init__(self, needed_from_s: float) -> None:
+        self.num_skipped = 0
+        """Packets left out so far."""
+        self._needed_from_s = needed_from_s
+        self._held: list[Packet] = []
+        self._held_bytes = 0
+        self._latest_s = -math.inf  # The latest moment at which a packet so far is shown.
+        self._entry_s: float | None = None  # When the key frame is shown with which decoding begins.
+        self._is_past = False
+
+    def ready(self, packet: Packet) -> list[Packet]:
+        """The packets to decode now that `packet` has come."""
+        if self._is_past:
+            return [packet]
+        shown_s = math.inf if packet.pts is None else float(packet.pts * packet.time_base)
+        # What is coded before a key frame is shown before it, or its time stamps are wrong.
+        if packet.is_keyframe and not packet.is_discard and self._latest_s < shown_s <= self._needed_from_s:
+            self.num_skipped += len(self._held)
+            self._held.clear()
+            self._held_bytes = 0
+            self._entry_s = shown_s
+        self._latest_s = max(self._latest_s, shown_s)
+        self._held.append(packet)
+        self._held_bytes += packet.size
+        # No frame is decoded after it is shown: beyond the needed moment, no key frame can be early enough.
+        decoded_s = shown_s if packet.dts is None else float(packet.dts * packet.time_base)
+        if decoded_s <= self._needed_from_s and self._held_bytes <= _MOST_HELD_BYTES:
+            return []
+        self._is_past = True
+        held, self._held = self._held, []
+        return held
+
+    def check(self, frame: Any) -> None:
+        """Takes each decoded frame. Raises RejectedError: unreadable, if decoding began with what is no key frame.
+
+        Some files mark every packet as a key frame; the decoder knows better.
+        """
+        if not self.num_skipped or self._entry_s is None or frame.time is None or frame.time < self._entry_s:
+            return  # What is shown before the key frame, but coded after it, may be broken: it is not needed.
+        if frame.time > self._entry_s or not frame.key_frame:
+            raise RejectedError(RejectReason.UNREADABLE, f"the picture at {self._entry_s:.2f} s is no key frame")
+        self._entry_s = None
+
+
+def decode(container: InputContainer, sinks: Mapping[int, Sink], skippers: Mapping[int, Skipper] | None = None) -> None:
     """Decodes, in one pass, the streams whose indices are the keys of `sinks`, each until its sink is done.
 
-    Raises av.error.FFmpegError (which `open_media` turns into RejectedError) if a packet on the way cannot be decoded.
+    skippers: of picture streams of which only a later part is needed, by index. Raises av.error.FFmpegError (which
+    `open_media` turns into RejectedError) if a packet on the way cannot be decoded.
     """
     for stream in container.streams:
         if stream.index in sinks:
@@ -121,12 +205,17 @@ def decode(container: InputContainer, sinks: Mapping[int, Sink]) -> None:
         else:
             stream.discard = Discard.all
     waiting = dict(sinks)
+    skippers = skippers or {}
     for packet in container.demux(*(container.streams[index] for index in sinks)):
         sink = waiting.get(packet.stream_index)
         if sink is None:
             continue
-        for frame in packet.decode():
-            sink.add(frame)
+        skipper = skippers.get(packet.stream_index)
+        for ready in [packet] if skipper is None else skipper.ready(packet):
+            for frame in ready.decode():
+                if skipper is not None:
+                    skipper.check(frame)
+                sink.add(frame)
         if sink.done:
             del waiting[packet.stream_index]
             packet.stream.discard = Discard.all

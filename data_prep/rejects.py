@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-import pyarrow as pa
-
 
 class RejectReason(StrEnum):
     """What is wrong with a clip; thresholds are fields of `clip.PrepareConfig`."""
@@ -29,19 +27,12 @@ class RejectReason(StrEnum):
     """Decoding took longer than it may."""
 
 
-REJECT_SCHEMA = pa.schema(
-    [
-        pa.field("clip_id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-    ]
-)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reject:
-    """One refused clip: a row of REJECT_SCHEMA. `path` is the manifest's, `detail` one sentence without line breaks."""
+    """One refused clip: a row of `clip.REJECT_SCHEMA`.
+
+    `path` is the manifest's, `detail` one sentence without line breaks.
+    """
 
     clip_id: str
     path: str

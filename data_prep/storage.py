@@ -3,6 +3,10 @@
 A URI is a local path or `s3://bucket/key`. Local objects are written to a temporary file in the same folder, synced,
 and moved (`write`) or hard-linked (`create`) into place; on S3 one PUT does the same, with If-None-Match for `create`.
 Nothing is ever renamed on S3, and no listing is cached: another process may write at any time.
+
+Endpoint and credentials of S3 come from the environment (AWS_*) and appear in no message. Every function raises
+InputError where they are missing or refused, or where there is no such bucket, and UnreachableError where S3 does not
+answer after some seconds of attempts.
 """
 
 import builtins
@@ -19,8 +23,24 @@ _S3 = "s3://"
 _TEMPORARY_SUFFIX = ".tmp"
 
 
+_BAD_CREDENTIALS = (
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+)
+"""S3's error codes that say that the credentials themselves are wrong, whatever they are used for."""
+_CREATE_ATTEMPTS = 10
+
+
 class InputError(ValueError):
     """Wrong input from a user: one sentence naming the file or field, the value, and the way out."""
+
+
+class UnreachableError(RuntimeError):
+    """Nothing answers where S3 should be; the same call may succeed later."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -36,8 +56,10 @@ def absolute(uri: str) -> str:
 def read(uri: str) -> bytes:
     """The whole object. Raises FileNotFoundError."""
     if _is_s3(uri):
-        data: bytes = _s3().cat_file(uri)
-        return data
+        with _s3(uri, key=True) as system:
+            # In one request: several would fetch parts of different objects where one is being replaced.
+            data: bytes = system.cat_file(uri, max_concurrency=1)
+            return data
     with open(uri, "rb") as file:
         return file.read()
 
@@ -45,14 +67,19 @@ def read(uri: str) -> bytes:
 @contextlib.contextmanager
 def reader(uri: str) -> Iterator[BinaryIO]:
     """The object as a file that reads no more than is asked for. Raises FileNotFoundError."""
-    with _s3().open(uri, "rb", cache_type="readahead") if _is_s3(uri) else open(uri, "rb") as file:
+    if not _is_s3(uri):
+        with open(uri, "rb") as file:
+            yield file
+        return
+    with _s3(uri, key=True) as system, system.open(uri, "rb", cache_type="readahead") as file:
         yield file
 
 
 def exists(uri: str) -> bool:
     """Whether an object, or anything below `uri`, is there."""
     if _is_s3(uri):
-        return bool(_s3().exists(uri))
+        with _s3(uri) as system:
+            return bool(system.exists(uri))
     return os.path.exists(uri)
 
 
@@ -64,7 +91,10 @@ def list(uri: str) -> builtins.list[str]:
     """
     if _is_s3(uri):
         prefix = uri.removeprefix(_S3).rstrip("/") + "/"
-        return sorted(key.removeprefix(prefix) for key in _s3().find(uri) if key != prefix.rstrip("/"))
+        with _s3(uri) as system:
+            keys = system.find(uri)
+        # A key that ends with a slash is the empty object that some tools leave for a folder.
+        return sorted(key.removeprefix(prefix) for key in keys if key.startswith(prefix) and not key.endswith("/"))
     found = []
     for folder, subfolders, files in os.walk(uri):
         links = [name for name in subfolders if os.path.islink(os.path.join(folder, name))]
@@ -81,7 +111,8 @@ def write(uri: str, data: bytes) -> str:
     Readers see the old object or the new one, never a part. Parent folders are made.
     """
     if _is_s3(uri):
-        _s3().pipe_file(uri, data)
+        with _s3(uri, key=True) as system:
+            system.pipe_file(uri, data)
     else:
         with _temporary_file(uri, data) as temporary:
             os.replace(temporary, uri)
@@ -91,7 +122,8 @@ def write(uri: str, data: bytes) -> str:
 def create(uri: str, data: bytes) -> str:
     """Like `write`, but raises FileExistsError, changing nothing, if `uri` exists: of racing creators one wins."""
     if _is_s3(uri):
-        _s3().pipe_file(uri, data, mode="create")
+        with _s3(uri, key=True) as system:
+            _create_object(system, uri, data)
     else:
         with _temporary_file(uri, data) as temporary:
             os.link(temporary, uri)
@@ -102,7 +134,8 @@ def delete(uri: str) -> None:
     """Removes one object; a missing one is no error."""
     with contextlib.suppress(FileNotFoundError):
         if _is_s3(uri):
-            _s3().rm_file(uri)
+            with _s3(uri, key=True) as system:
+                system.rm_file(uri)
         else:
             os.unlink(uri)
 
@@ -113,9 +146,67 @@ def _is_s3(uri: str) -> bool:
     return uri.startswith(_S3)
 
 
-def _s3() -> Any:
-    """fsspec's file system of this process; endpoint and credentials come from the AWS_* environment variables."""
-    return fsspec.filesystem("s3", use_listings_cache=False)
+@contextlib.contextmanager
+def _s3(uri: str, *, key: bool = False) -> Iterator[Any]:
+    """fsspec's file system of this process, whose errors come in our words; key: `uri` has to name an object."""
+    bucket, _, name = uri.removeprefix(_S3).rstrip("/").partition("/")
+    if not bucket or (key and not name):
+        raise InputError(f"{uri!r} names no object of a bucket; give s3://bucket/key.")
+    # s3fs, which takes a second to load, loads it too: local paths need not wait for it.
+    from botocore import exceptions
+
+    try:
+        yield fsspec.filesystem("s3", use_listings_cache=False)
+    except (exceptions.ConnectionError, exceptions.HTTPClientError):
+        raise UnreachableError(f"{uri}: S3 does not answer; check the network and AWS_ENDPOINT_URL.") from None
+    except exceptions.ParamValidationError:
+        raise InputError(f"{uri!r} is no name that S3 allows; give s3://bucket/key.") from None
+    except (
+        exceptions.NoCredentialsError,
+        exceptions.PartialCredentialsError,
+        exceptions.CredentialRetrievalError,
+        exceptions.ProfileNotFound,
+    ) as error:
+        raise InputError(
+            f"{uri} cannot be used without credentials ({type(error).__name__}); set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+        ) from None
+    except ValueError as error:
+        if not str(error).startswith("Invalid endpoint"):
+            raise
+        raise InputError(f"{uri} cannot be reached: AWS_ENDPOINT_URL is no address; correct or unset it.") from None
+    except OSError as error:
+        refused = _refused(uri, _code(error))
+        if refused is None:
+            raise
+        raise refused from None
+
+
+def _refused(uri: str, code: str) -> InputError | None:
+    """The error for S3's answer `code`, if it is about more than the one object."""
+    if code == "NoSuchBucket":
+        bucket = uri.removeprefix(_S3).partition("/")[0]
+        return InputError(f"{uri}: there is no bucket {bucket!r}; make it, or correct the name or AWS_ENDPOINT_URL.")
+    if code in _BAD_CREDENTIALS:
+        return InputError(f"{uri}: S3 refuses the credentials ({code}); correct the AWS_* environment variables.")
+    return None
+
+
+def _code(error: OSError) -> str:
+    """S3's error code behind an error of s3fs; empty if there is none."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return str(answer.get("Error", {}).get("Code", ""))
+
+
+def _create_object(system: Any, uri: str, data: bytes) -> None:
+    """Of creators at the same moment, S3 may refuse all but ask them to try again."""
+    for attempt in range(_CREATE_ATTEMPTS):
+        try:
+            system.pipe_file(uri, data, mode="create")
+            return
+        except OSError as error:
+            if _code(error) != "ConditionalRequestConflict" or attempt == _CREATE_ATTEMPTS - 1:
+                raise
 
 
 def _is_temporary(name: str) -> bool:

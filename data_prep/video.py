@@ -1,12 +1,14 @@
-"""Pictures of a clip by time stamp: which frame a player would show at given moments."""
+"""Pictures of a clip by time stamp: which frame a player would show at given moments, and which way up."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import VideoReformatter
 
+from data_prep.container import Sink
 from data_prep.rejects import RejectedError, RejectReason
 
 _CLOCK_TOLERANCE_S = 1e-5
@@ -23,6 +25,69 @@ class Picture:
     """Its time stamp, on the file's clock."""
     image: np.ndarray
     """uint8 [height, width, 3], RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameShape:
+    """How a stream's frames are stored, and how they are turned to be shown: phones film lying on their side."""
+
+    width: int
+    """Pixels of a stored frame."""
+    height: int
+    """Pixels of a stored frame."""
+    rotation: int
+    """Degrees counter-clockwise, 0 to 359; pictures are turned by the nearest multiple of 90."""
+    axes: tuple[int, int, int, int] = (1, 0, 0, 1)
+    """(a, b, c, d): a stored frame's step to the right is shown as (a, b), its step down as (c, d), down being +."""
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether rows become columns."""
+        return abs(self.axes[1]) > abs(self.axes[0])
+
+    @property
+    def shown_size(self) -> tuple[int, int]:
+        """(width, height) of the picture as it is shown."""
+        return (self.height, self.width) if self.is_turned else (self.width, self.height)
+
+    def shown(self, image: np.ndarray) -> np.ndarray:
+        """A stored image [height, width, ...] as it is shown, also mirrored where the file says so."""
+        to_right, to_down = self.axes[0], self.axes[3]
+        if self.is_turned:
+            image = image.swapaxes(0, 1)
+            to_right, to_down = self.axes[2], self.axes[1]
+        return np.ascontiguousarray(image[:: -1 if to_down < 0 else 1, :: -1 if to_right < 0 else 1])
+
+
+def frame_shape(frame: av.VideoFrame) -> FrameShape:
+    """The shape of a decoded frame, with the display matrix that its file gives."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, SideData):
+        return FrameShape(frame.width, frame.height, 0)
+    # Nine numbers a b u, c d v, x y w: a pixel (p, q) is shown at (a p + c q + x, b p + d q + y).
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if not (a or b) or not (c or d):
+        return FrameShape(frame.width, frame.height, 0)  # No picture would be left: the matrix is damaged.
+    return FrameShape(frame.width, frame.height, frame.rotation % 360, (a, b, c, d))
+
+
+class FirstFrame:
+    """A sink that notes the first frame's shape and hands all frames on, if there is another sink to take them."""
+
+    def __init__(self, sink: Sink | None = None) -> None:
+        self.shape: FrameShape | None = None
+        self._sink = sink
+
+    @property
+    def done(self) -> bool:
+        return self.shape is not None if self._sink is None else self._sink.done
+
+    def add(self, frame: av.VideoFrame) -> None:
+        """Takes the next decoded frame. Raises what the other sink's `add` raises."""
+        if self.shape is None:
+            self.shape = frame_shape(frame)
+        if self._sink is not None:
+            self._sink.add(frame)
 
 
 class FrameCollector:

@@ -1,22 +1,55 @@
 """One window of a clip, decoded: pictures and sound of the same moments, from one file or from two.
 
 The clip begins where picture and sound have both begun, and ends where the first of them ends. All times below are
-seconds since that beginning, unless they are said to be on a file's own clock.
+seconds since that beginning, unless they are said to be on a file's own clock. Files are open descriptors.
 """
 
-from contextlib import ExitStack
-from dataclasses import dataclass
+import math
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer
 from av.stream import Stream
 
 from data_prep import audio, container
 from data_prep.audio import SoundCollector
+from data_prep.container import Sink, Skipper
+from data_prep.file_facts import FileFacts
 from data_prep.rejects import RejectedError, RejectReason
-from data_prep.video import FrameCollector
+from data_prep.video import FirstFrame, FrameCollector, FrameShape, Picture
+
+if TYPE_CHECKING:
+    from data_prep.video_filter import VideoFilter
 
 _FALLBACK_FPS = 25.0
 """Taken where a file does not tell its rate; only frames without a time stamp depend on it."""
+
+
+class WindowSettings(TypedDict):
+    """What is wanted of a clip."""
+
+    window_s: float
+    """Length of the window, in seconds; a shorter clip is repeated, picture and sound alike."""
+    place: float
+    """0 to 1, from a window at the clip's beginning to one at its end."""
+    num_frames: int
+    """Frames, shown in the middles of as many equal parts of the window."""
+    min_duration_s: float
+    """A shorter clip is refused."""
+    leading_silence_db: float
+    """Silence, at both ends, is where the RMS of 10 ms does not exceed this level relative to the clip's peak."""
+    trim_silence: NotRequired[bool]
+    """Whether the clip is only what lies between its first and its last sound; not unless it is said."""
+    speed: NotRequired[float]
+    """The window covers window_s * speed seconds of the clip, above 0; 1 unless it is said. The sound comes back as
+    long as that, for the caller to stretch."""
+    video_filter: NotRequired["VideoFilter | None"]
+    """What every frame of the window passes before one is chosen; nothing unless it is said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,96 +57,270 @@ class ClipWindow:
     """What was decoded of a clip."""
 
     images: list[np.ndarray]
-    """One uint8 [height, width, 3], RGB, per frame time; all of one size."""
+    """One uint8 [height, width, 3], RGB, per frame time, as a player shows it; all of one size."""
     frame_times_s: np.ndarray
     """float64 [frames]: the time stamps of these images."""
     sound: np.ndarray
-    """float32 [window_s * 16,000], mono, at the level of the file."""
+    """float32 [window_s * speed * 16,000], mono, at the level of the file."""
     start_s: float
     duration_s: float
-    """Length of the clip, as its file declares it."""
+    """Length of the clip, as its file declares it; of what is left of it, if silence is trimmed."""
     leading_silence_s: float
+    """Of the trimmed clip, if silence is trimmed: then about 0."""
+    trailing_silence_s: float
+    """Likewise."""
+    loudness_dbfs: float
+    """RMS level of the whole clip's sound, in dB relative to 1.0; minus infinity for silence."""
+    trimmed_leading_s: float
+    """Seconds cut off as silence; 0 unless silence is trimmed."""
+    trimmed_trailing_s: float
+    """Likewise."""
     fps: float
+    facts: FileFacts
+    """Of the files as they are, not trimmed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Timeline:
-    """Where the clip begins on the clocks of its streams' files, and how long it is."""
+class _Clip:
+    """A clip, opened: where it begins on the clocks of its streams' files, and how long it is."""
 
+    video: int
+    sound: int
+    picture_media: InputContainer
+    sound_media: InputContainer
+    picture_stream: Stream
+    sound_stream: AudioStream
     picture_start_s: float
     sound_start_s: float
     duration_s: float
+    video_start_s: float
+    audio_start_s: float
+    trimmed_leading_s: float = 0.0
+    trimmed_trailing_s: float = 0.0
+
+    @property
+    def fps(self) -> float:
+        rate = self.picture_stream.average_rate
+        return float(rate) if rate is not None and rate > 0 else _FALLBACK_FPS
 
 
 def read_window(
-    video_uri: str,
-    audio_uri: str | None,
+    video: int,
+    audio_file: int | None,
     *,
     window_s: float,
     place: float,
     num_frames: int,
     min_duration_s: float,
     leading_silence_db: float,
+    trim_silence: bool = False,
+    speed: float = 1.0,
+    video_filter: "VideoFilter | None" = None,
 ) -> ClipWindow:
-    """Decodes `window_s` seconds of a clip, each file once, up to the last moment that is needed.
+    """Decodes a window of a clip, each file once, only the moments that are needed; see `WindowSettings`.
 
-    place: 0 to 1, from a window at the clip's beginning to one at its end. Frame i is the one shown at
-    start_s + (i + 0.5) * window_s / num_frames; a clip shorter than the window is repeated, picture and sound alike.
-    audio_uri: null if the sound is in the video's file; two files are taken to begin together.
+    video, audio_file: open descriptors; audio_file is None if the sound is in the video's file. Two files are taken to
+    begin together. Frame i is the one shown at start_s + (i + 0.5) * window_s * speed / num_frames. Of the sound, all
+    before the window is decoded too, and all after it, for the silence at the clip's ends; trim_silence decodes the
+    sound twice.
 
-    Raises RejectedError: missing, unreadable, no_video, no_audio, too_short.
+    Raises RejectedError: unreadable, no_video, no_audio, too_short, silent (trim_silence only). Raises MemoryError.
     """
-    with ExitStack() as stack:
-        picture_media = stack.enter_context(container.open_media(video_uri))
-        picture_stream = container.video_stream(picture_media)
-        if audio_uri is None:
-            sound_media = picture_media
-            sound_stream = container.audio_stream(sound_media, picture_stream)
+    with _opened(video, audio_file) as clip:
+        _require_length(clip, min_duration_s, "picture and sound run together")
+        if trim_silence:
+            clip = _trimmed(clip, leading_silence_db)
+            _require_length(clip, min_duration_s, "it runs, without the silence at its ends,")
+        window = _Window(clip, window_s * speed, place, num_frames, video_filter)
+        skipper = Skipper(window.needed_from_s)
+        try:
+            with container.damage_rejected():
+                window.decode(skipper)
+        except RejectedError:
+            if not skipper.num_skipped:
+                raise
         else:
-            sound_media = stack.enter_context(container.open_media(audio_uri))
-            sound_stream = container.audio_stream(sound_media)
-        timeline = _timeline(video_uri, audio_uri, picture_stream, sound_stream)
-        duration = timeline.duration_s
-        if duration < min_duration_s:
-            detail = f"picture and sound run together for {max(0.0, duration):.2f} s, under {min_duration_s:g} s"
-            raise RejectedError(RejectReason.TOO_SHORT, detail)
-
-        taken_s = min(window_s, duration)
-        start = place * (duration - taken_s)
-        num_samples = round(taken_s * audio.SAMPLE_RATE)
-        # The picture repeats with the period of the sound, which is a whole number of samples.
-        moments = (np.arange(num_frames) + 0.5) * window_s / num_frames % (num_samples / audio.SAMPLE_RATE)
-        distinct, position = np.unique(moments, return_inverse=True)
-        fps = float(picture_stream.average_rate or _FALLBACK_FPS)
-        frames = FrameCollector((timeline.picture_start_s + start + distinct).tolist(), fps=fps)
-        sound = SoundCollector(
-            start_s=timeline.sound_start_s, duration_s=duration, window_start_s=start, window_s=taken_s
+            return window.result(leading_silence_db)
+    # What begins with a key frame does not always need nothing before it. Whether the clip is damaged, all of it tells.
+    with _opened(video, audio_file) as again:
+        clip = replace(
+            clip,
+            picture_media=again.picture_media,
+            sound_media=again.sound_media,
+            picture_stream=again.picture_stream,
+            sound_stream=again.sound_stream,
         )
-        if sound_media is picture_media:
-            container.decode(picture_media, {picture_stream.index: frames, sound_stream.index: sound})
-        else:
-            container.decode(picture_media, {picture_stream.index: frames})
-            container.decode(sound_media, {sound_stream.index: sound})
+        window = _Window(clip, window_s * speed, place, num_frames, video_filter)
+        window.decode(None)
+        return window.result(leading_silence_db)
 
-    pictures = [frames.pictures()[index] for index in position]
-    return ClipWindow(
-        images=[picture.image for picture in pictures],
-        frame_times_s=np.array([picture.time_s for picture in pictures]) - timeline.picture_start_s,
-        # np.resize repeats.
-        sound=np.resize(audio.resample(*sound.window(), num_samples), round(window_s * audio.SAMPLE_RATE)),
-        start_s=start,
-        duration_s=duration,
-        leading_silence_s=sound.leading_silence_s(leading_silence_db),
-        fps=fps,
+
+def probe(video: int, audio_file: int | None) -> FileFacts:
+    """The facts of a clip's open files; decodes no more than the first frame.
+
+    Raises RejectedError: unreadable, no_video, no_audio. Raises MemoryError.
+    """
+    with _opened(video, audio_file) as clip:
+        first = FirstFrame()
+        container.decode(clip.picture_media, {clip.picture_stream.index: first})
+        return _facts(clip, _shape(first))
+
+
+@contextmanager
+def _opened(video: int, audio_file: int | None) -> Iterator[_Clip]:
+    with ExitStack() as stack:
+        picture_media = sound_media = stack.enter_context(container.open_media(video))
+        picture_stream = container.video_stream(picture_media)
+        if audio_file is None:
+            sound_stream = container.audio_stream(sound_media, picture_stream)
+            picture, sound = container.stream_spans(video, picture_stream, sound_stream)
+            picture_start = sound_start = max(picture[0], sound[0])
+            duration = min(picture[1], sound[1]) - picture_start
+        else:
+            sound_media = stack.enter_context(container.open_media(audio_file))
+            sound_stream = container.audio_stream(sound_media)
+            (picture,) = container.stream_spans(video, picture_stream)
+            (sound,) = container.stream_spans(audio_file, sound_stream)
+            picture_start, sound_start = picture[0], sound[0]
+            duration = min(picture[1] - picture[0], sound[1] - sound[0])
+        yield _Clip(
+            video=video,
+            sound=video if audio_file is None else audio_file,
+            picture_media=picture_media,
+            sound_media=sound_media,
+            picture_stream=picture_stream,
+            sound_stream=sound_stream,
+            picture_start_s=picture_start,
+            sound_start_s=sound_start,
+            duration_s=duration,
+            video_start_s=picture[0],
+            audio_start_s=sound[0],
+        )
+
+
+def _require_length(clip: _Clip, min_duration_s: float, what: str) -> None:
+    if not clip.duration_s >= min_duration_s:
+        detail = f"{what} for {max(0.0, clip.duration_s):.2f} s, under {min_duration_s:g} s"
+        raise RejectedError(RejectReason.TOO_SHORT, detail)
+
+
+def _trimmed(clip: _Clip, silence_db: float) -> _Clip:
+    """The stretch of `clip` between its first and its last sound, after a pass over its sound alone."""
+    collector = SoundCollector(start_s=clip.sound_start_s, duration_s=clip.duration_s, window_start_s=0.0, window_s=0.0)
+    with container.open_media(clip.sound) as media:
+        container.decode(media, {clip.sound_stream.index: collector})
+    collector.require(clip.duration_s)
+    leading, trailing = collector.leading_silence_s(silence_db), collector.trailing_silence_s(silence_db)
+    if leading >= clip.duration_s:
+        raise RejectedError(RejectReason.SILENT, "nothing is left of it after its silence is trimmed")
+    return replace(
+        clip,
+        picture_start_s=clip.picture_start_s + leading,
+        sound_start_s=clip.sound_start_s + leading,
+        duration_s=clip.duration_s - leading - trailing,
+        trimmed_leading_s=leading,
+        trimmed_trailing_s=trailing,
     )
 
 
-def _timeline(video_uri: str, audio_uri: str | None, picture_stream: Stream, sound_stream: Stream) -> _Timeline:
-    if audio_uri is None:
-        picture, sound = container.stream_spans(video_uri, picture_stream, sound_stream)
-        start = max(picture[0], sound[0])
-        return _Timeline(picture_start_s=start, sound_start_s=start, duration_s=min(picture[1], sound[1]) - start)
-    (picture,) = container.stream_spans(video_uri, picture_stream)
-    (sound,) = container.stream_spans(audio_uri, sound_stream)
-    duration = min(picture[1] - picture[0], sound[1] - sound[0])
-    return _Timeline(picture_start_s=picture[0], sound_start_s=sound[0], duration_s=duration)
+class _Window:
+    """One window of an opened clip: where it lies, and what takes its frames and samples."""
+
+    def __init__(
+        self, clip: _Clip, window_s: float, place: float, num_frames: int, video_filter: "VideoFilter | None"
+    ) -> None:
+        taken_s = min(window_s, clip.duration_s)
+        self._clip = clip
+        self._start_s = place * (clip.duration_s - taken_s)
+        self._num_taken = round(taken_s * audio.SAMPLE_RATE)
+        self._num_samples = round(window_s * audio.SAMPLE_RATE)
+        # The picture repeats with the period of the sound, which is a whole number of samples.
+        moments = (np.arange(num_frames) + 0.5) * window_s / num_frames % (self._num_taken / audio.SAMPLE_RATE)
+        distinct, self._position = np.unique(moments, return_inverse=True)
+        first_s = clip.picture_start_s + self._start_s
+        times = (first_s + distinct).tolist()
+        self._frames = FrameCollector(times, fps=clip.fps)
+        self.needed_from_s = times[0]
+        self._filtered = None
+        sink: Sink = self._frames
+        if video_filter is not None:
+            # Only augmented clips need it.
+            from data_prep.video_filter import filtered
+
+            self.needed_from_s = first_s
+            sink = self._filtered = filtered(sink, video_filter, first_s=first_s, last_s=first_s + taken_s)
+        self._first_frame = FirstFrame(sink)
+        self._sound = SoundCollector(
+            start_s=clip.sound_start_s, duration_s=clip.duration_s, window_start_s=self._start_s, window_s=taken_s
+        )
+
+    def decode(self, skipper: Skipper | None) -> None:
+        """Decodes what is needed; without `skipper` also all before. Raises RejectedError: unreadable; FFmpegError."""
+        picture, sound = self._clip.picture_stream.index, self._clip.sound_stream.index
+        skippers = {} if skipper is None else {picture: skipper}
+        if self._clip.sound_media is self._clip.picture_media:
+            container.decode(self._clip.picture_media, {picture: self._first_frame, sound: self._sound}, skippers)
+        else:
+            container.decode(self._clip.picture_media, {picture: self._first_frame}, skippers)
+            container.decode(self._clip.sound_media, {sound: self._sound})
+        if self._filtered is not None:
+            self._filtered.finish()
+        # Both raise where their stream breaks off.
+        self._frames.pictures()
+        self._sound.window()
+
+    def result(self, silence_db: float) -> ClipWindow:
+        """What was decoded."""
+        shape = _shape(self._first_frame)
+        images = _shown(self._frames.pictures(), shape)
+        times = np.array([picture.time_s for picture in self._frames.pictures()])
+        return ClipWindow(
+            images=[images[index] for index in self._position],
+            frame_times_s=times[self._position] - self._clip.picture_start_s,
+            # np.resize repeats.
+            sound=np.resize(audio.resample(*self._sound.window(), self._num_taken), self._num_samples),
+            start_s=self._start_s,
+            duration_s=self._clip.duration_s,
+            leading_silence_s=self._sound.leading_silence_s(silence_db),
+            trailing_silence_s=self._sound.trailing_silence_s(silence_db),
+            loudness_dbfs=self._sound.loudness_dbfs(),
+            trimmed_leading_s=self._clip.trimmed_leading_s,
+            trimmed_trailing_s=self._clip.trimmed_trailing_s,
+            fps=self._clip.fps,
+            facts=_facts(self._clip, shape),
+        )
+
+
+def _shown(pictures: list[Picture], shape: FrameShape) -> list[np.ndarray]:
+    """The images as they are shown; the same object for the same picture."""
+    images = {id(picture): shape.shown(picture.image) for picture in pictures}
+    return [images[id(picture)] for picture in pictures]
+
+
+def _shape(first: FirstFrame) -> FrameShape:
+    if first.shape is None:
+        raise RejectedError(RejectReason.UNREADABLE, "no picture can be decoded")
+    return first.shape
+
+
+def _facts(clip: _Clip, shape: FrameShape) -> FileFacts:
+    file_bytes = sum(os.fstat(descriptor).st_size for descriptor in {clip.video, clip.sound})
+    # The clip may have been trimmed; its file was not.
+    duration = clip.trimmed_leading_s + clip.duration_s + clip.trimmed_trailing_s
+    width, height = shape.shown_size
+    sound = clip.sound_stream.codec_context
+    return FileFacts(
+        duration_s=duration,
+        video_start_s=clip.video_start_s,
+        audio_start_s=clip.audio_start_s,
+        width=width,
+        height=height,
+        fps=clip.fps,
+        bit_rate=8 * file_bytes / duration if duration > 0 and math.isfinite(duration) else 0.0,
+        file_bytes=file_bytes,
+        sample_rate=sound.sample_rate,
+        channels=sound.layout.nb_channels,
+        video_codec=clip.picture_stream.codec_context.name,
+        audio_codec=sound.name,
+        rotation=shape.rotation,
+    )

@@ -33,6 +33,7 @@ COMPLETE, FAILED, WRONG_USE, STOPPED, PARTLY = 0, 1, 2, 3, 4
 COMMANDS: dict[str, str] = {
     "demo": "make a small talking-face corpus, then run everything below, to the report",
     "manifest": "list the clips of a data set, with labels, subjects and splits",
+    "augment": "add augmented clips of train and dev to a manifest, or show what each augmentation does",
     "prepare": "cut faces and spectrograms out of the clips of a manifest: the corpus",
     "extract": "run the frozen backbones over a corpus: the features",
     "search": "search one fusion network on features",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.audits import read_audit
 from cluster.session import connect
 from cluster.settings import GridConfig, SearchSettings
 from cluster.shards import progress_bar
@@ -133,7 +134,8 @@ def _run_seed(config: DemoJobConfig, seed: int, folder: str) -> dict[str, Any]:
     )
     evaluated = stages.run("evaluate", lambda: evaluate.run(evaluate.EvaluateJobConfig(run=run_uri)))
     reported = stages.run("report", lambda: report.run(report.ReportJobConfig(run=run_uri)))
-    return _result(seed, searched, evaluated, reported, stages.seconds)
+    shortcuts = (read_audit(corpus) or {}).get("shortcuts", [])
+    return _result(seed, shortcuts, searched, evaluated, reported, stages.seconds)
 
 
 def _make_clips(config: DemoJobConfig, seed: int, folder: str, manifest: str, processes: int) -> None:
@@ -154,7 +156,12 @@ def _make_clips(config: DemoJobConfig, seed: int, folder: str, manifest: str, pr
 
 
 def _result(
-    seed: int, searched: Outcome, evaluated: Outcome, reported: Outcome, seconds: dict[str, float]
+    seed: int,
+    shortcuts: list[str],
+    searched: Outcome,
+    evaluated: Outcome,
+    reported: Outcome,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
     metrics = evaluated.payload["datasets"][synthetic.DATASET]
     found = metrics["networks"][metrics["found"]]
@@ -171,6 +178,7 @@ def _result(
         "its genotype:",
         indented("\n".join(drawing(genotype_from_dict(found["genotype"])))),
         verdict,
+        *shortcuts,
         f"seconds: {', '.join(f'{name} {value:.0f}' for name, value in seconds.items())}",
         f"report: {reported.payload['report']}",
     ]
@@ -184,6 +192,7 @@ def _result(
         "shuffled": shuffled,
         "beats_single_sense": beats,
         "at_chance": shuffled["at_chance"],
+        "shortcuts": shortcuts,
         "points": len(searched.payload["points"]),
         "seconds": seconds,
         "report": reported.payload["report"],

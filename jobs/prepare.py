@@ -1,5 +1,7 @@
 """Prepares every clip of a manifest: face crops and spectrograms of one window each, or the reason why there are none.
 
+Beside the corpus it writes audit.json: which facts of a clip give real and fake away without face or voice.
+
 A stopped run goes on where it stopped when it is started again.
 """
 
@@ -12,12 +14,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from cluster.prepare import REJECTS, prepare
+from cluster.audits import AUDIT_NAME, write_audit
+from cluster.prepare import FACE_DEVICES, REJECTS, prepare
 from cluster.session import connect
 from data_prep import boxes, storage
 from data_prep.boxes import Meta
 from data_prep.clip import PrepareConfig
 from data_prep.contact_sheet import contact_sheet
+from jobs.audit import audit_corpus, audit_text
 from jobs.cli import PARTLY, Outcome, SessionOptions, group, option, run_command
 
 CONTACT_SHEET = "contact-sheet.jpg"
@@ -32,6 +36,9 @@ class PrepareJobConfig:
     out: str = option(help="directory for the corpus, local or s3://")
     contact_sheet: bool = option(False, help=f"also write {CONTACT_SHEET}: the faces and spectrograms of some clips")
     actors: int | None = option(None, help="processes, each with a CPU (default: one per CPU)")
+    face_device: str = option(
+        "auto", help="where faces are looked for: auto takes the cluster's GPUs if it has any", choices=FACE_DEVICES
+    )
     prepare: PrepareConfig = group(PrepareConfig)
     session: SessionOptions = group(SessionOptions)
 
@@ -41,17 +48,23 @@ def run(config: PrepareJobConfig) -> Outcome:
     start = time.monotonic()
     boxes.read_meta(config.manifest, boxes.MANIFEST)  # a wrong path is told before Ray starts
     with connect(**config.session.connect_arguments(config.out)):
-        meta = prepare(config.manifest, config.out, config.prepare, actors=config.actors)
+        meta = prepare(
+            config.manifest, config.out, config.prepare, actors=config.actors, face_device=config.face_device
+        )
     seconds = time.monotonic() - start
+    audit = audit_corpus(config.out, meta)
+    write_audit(config.out, audit)
     rejects = read_rejects(config.out, meta)
     payload = {
         "out": config.out,
         "digest": meta.digest,
         "counts": meta.counts,
         "rejects": rejects.to_dict("records"),
+        "audit": audit,
         "seconds": round(seconds, 1),
     }
-    text = _summary(config.out, meta, rejects, seconds)
+    text = f"{_summary(config.out, meta, rejects, seconds)}\n\n{audit_text(audit)}"
+    text += f"\naudit: {storage.join(config.out, AUDIT_NAME)}"
     if config.contact_sheet:
         sheet = storage.join(config.out, CONTACT_SHEET)
         shown = write_contact_sheet(config.out, meta, sheet)
@@ -69,7 +82,8 @@ def read_rejects(corpus: str, meta: Meta) -> pd.DataFrame:
 def write_contact_sheet(corpus: str, meta: Meta, target: str) -> int:
     """Write a picture of some clips of `corpus`; returns their number."""
     parts = sorted(name for name in meta.files if "/" not in name)
-    data, shown = contact_sheet([storage.join(corpus, part) for part in parts])
+    margin = meta.config["face_margin"] if meta.config["faces"] == "mtcnn" else None
+    data, shown = contact_sheet([storage.join(corpus, part) for part in parts], face_margin=margin)
     storage.write(target, data)
     return shown
 

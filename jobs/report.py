@@ -13,6 +13,7 @@ from typing import Any
 
 from data_prep import storage
 from jobs.cli import Outcome, option, run_command
+from jobs.report_audit import shortcuts_section
 from jobs.report_curves import curves_section
 from jobs.report_facts import RunFacts, read_run
 from jobs.report_genotypes import genotypes_section
@@ -30,6 +31,7 @@ _SECTIONS = {
     "Probabilities": probabilities_section,
     "Genotypes": genotypes_section,
     "Controls": controls_section,
+    "Shortcuts": shortcuts_section,
     "Settings": settings_section,
 }
 

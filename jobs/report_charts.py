@@ -222,8 +222,13 @@ class DotRow:
     style: int
 
 
-def dot_chart(rows: Sequence[DotRow], x: Axis, *, width: int = 760, row_height: int = 40) -> Html:
-    """Dots over one axis, a row for each group; the chosen one as a diamond with its interval."""
+def dot_chart(
+    rows: Sequence[DotRow], x: Axis, *, width: int = 760, row_height: int = 40, mark: float | None = None
+) -> Html:
+    """Dots over one axis, a row for each group; the chosen one as a diamond with its interval.
+
+    mark: a value of the axis at which a line stands, such as chance.
+    """
     left, right, top = 150, width - _RIGHT, 8
     bottom = top + row_height * len(rows)
     parts: list[object] = []
@@ -232,6 +237,9 @@ def dot_chart(rows: Sequence[DotRow], x: Axis, *, width: int = 760, row_height: 
         parts.append(tag("line", x1=across, y1=top, x2=across, y2=bottom, class_="tick"))
         parts.append(tag("text", text, x=across, y=bottom + 16, text_anchor="middle"))
     parts.append(tag("text", x.label, x=(left + right) / 2, y=bottom + 34, text_anchor="middle"))
+    if mark is not None:
+        across = _short(left + x.place(mark) * (right - left))
+        parts.append(tag("line", x1=across, y1=top, x2=across, y2=bottom, class_="axis"))
     for index, row in enumerate(rows):
         middle = top + row_height * (index + 0.5)
         parts.append(tag("text", row.name, x=left - 12, y=middle, dy="0.35em", text_anchor="end", class_="strong"))

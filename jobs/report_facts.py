@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.attempts import point_uri, read_result
+from cluster.audits import read_audit
 from cluster.controls import AUDIO, GRID, SHUFFLED, VISUAL, arm_uri
 from cluster.evaluation import choose, network_uris
 from cluster.found_loop import network_facts
@@ -89,7 +90,8 @@ class RunFacts:
 
     arms: the grid and those controls that are searches. readings: one a data set; empty before training. training:
     settings of the networks' training, None before it. curves: point id -> rows of its epochs; a point whose file is
-    gone is left out. provenance: how the features were made, as far as files say.
+    gone is left out. provenance: how the features were made, as far as files say. audit: of the clips, and the leaks
+    of their splits (`cluster.audits.keep_audit`); empty for runs of earlier versions.
     """
 
     uri: str
@@ -100,6 +102,7 @@ class RunFacts:
     training: dict[str, Any] | None
     provenance: dict[str, Any]
     curves: dict[str, list[Row]]
+    audit: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -152,6 +155,7 @@ def read_run(uri: str) -> RunFacts:
         training=sample["config"] if sample else None,
         provenance=sample["provenance"] if sample else _provenance(hints),
         curves=_curves(uri, arms[GRID].rows),
+        audit=read_audit(uri) or {},
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.controls import AUDIO, GRID, RANDOM, SHUFFLED, VISUAL
 from data_prep.synthetic import DATASET
+from jobs.report_audit import shortcuts_note
 from jobs.report_facts import Reading, RunFacts
 from jobs.report_html import Html, bounds, count, duration, fraction, interval, join, plural, section, tag, text_of
 from jobs.tables import of_points
@@ -25,7 +26,7 @@ ARM_NAMES = {
 def summary(facts: RunFacts) -> Html:
     """Title, figures at a glance, the summary in words, and its caveats."""
     readings = facts.readings
-    parts: list[object] = [tag("p", _searched(facts)), _state(facts)]
+    parts: list[object] = [tag("p", _searched(facts)), _state(facts), shortcuts_note(facts)]
     words: list[object] = []
     for reading in readings:
         if len(readings) > 1:

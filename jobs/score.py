@@ -44,12 +44,15 @@ def run(config: ScoreJobConfig) -> Outcome:
     stored = _network(config)
     torch.set_num_threads(config.threads)
     made = stored.facts["provenance"]
-    preparer = ClipPreparer(_from_facts(PrepareConfig, made["corpus"]))
+    prepare_config = _from_facts(PrepareConfig, made["corpus"])
     extractor = FeatureExtractor(_backbones(stored))
     threshold = stored.facts["metrics"]["threshold"]
     results: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
-    with progress_bar("score", len(config.videos), "clip", len(config.videos) > 1) as bar:
+    with (
+        ClipPreparer(prepare_config) as preparer,
+        progress_bar("score", len(config.videos), "clip", len(config.videos) > 1) as bar,
+    ):
         for video in config.videos:
             row = _prepare(preparer, video)
             if isinstance(row, Reject):
@@ -66,7 +69,7 @@ def run(config: ScoreJobConfig) -> Outcome:
     }
     text = _text(stored, threshold, results)
     if config.faces and shown:
-        storage.write(config.faces, draw_rows(shown))
+        storage.write(config.faces, draw_rows(shown, face_margin=prepare_config.face_margin))
         payload["faces"] = config.faces
         text += f"\nfaces: {config.faces}"
     return Outcome(payload, text, PARTLY if len(shown) < len(results) else 0)

@@ -5,10 +5,8 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -18,42 +16,19 @@ from cluster.extract import extract
 from cluster.prepare import prepare
 from data_prep import boxes
 from data_prep.boxes import Meta, column_to_numpy, read_table
-from data_prep.clip import ClipPreparer, PrepareConfig
-from data_prep.manifest import folder_manifest, read_manifest, write_manifest
+from data_prep.clip import ClipPreparer
+from data_prep.folders import folder_manifest
+from data_prep.manifest import read_manifest, write_manifest
 from data_prep.storage import InputError
 from stgs.backbones import BackboneConfig, FeatureExtractor
+from tests.cluster.clip_files import CONFIG, write_clip
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 CLIPS_PER_SHARD = 3
-FPS, SIDE, RATE = 25, 64, 16000
-CONFIG = PrepareConfig(faces="none", window_s=1.0, frame_size=32, spectrogram_frames=100)
 BACKBONES = BackboneConfig(
     visual="resnet18", visual_weights="random:1", audio="resnet18", audio_weights="random:2", taps=("layer2", "pooled")
 )
-
-
-def write_clip(path: Path, seed: int, *, seconds: float = 1.2, sound: bool = True) -> None:
-    """An H.264 clip of moving noise with a chord in AAC."""
-    generator = np.random.default_rng(seed)
-    texture = generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
-        video.width = video.height = SIDE
-        video.pix_fmt = "yuv420p"
-        audio = container.add_stream("aac", rate=RATE, layout="mono") if sound else None
-        for index in range(round(seconds * FPS)):
-            picture = av.VideoFrame.from_ndarray(np.roll(texture, index, axis=1), format="rgb24")
-            container.mux(video.encode(picture))
-        container.mux(video.encode(None))
-        if audio is not None:
-            times = np.arange(round(seconds * RATE)) / RATE
-            wave = sum(np.sin(2 * np.pi * pitch * times) for pitch in generator.uniform(200, 4000, 3)) / 10
-            frame = av.AudioFrame.from_ndarray(wave[None].astype(np.float32), format="fltp", layout="mono")
-            frame.sample_rate, frame.time_base, frame.pts = RATE, Fraction(1, RATE), 0
-            container.mux(audio.encode(frame))
-            container.mux(audio.encode(None))
 
 
 DAMAGED = {
@@ -151,6 +126,7 @@ def test_meta_names_the_files_as_they_are(made: Boxes) -> None:
     for folder, meta in ((made.corpus, made.corpus_meta), (made.features, made.features_meta)):
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.parquet")}
         assert meta.files == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert made.corpus_meta.extra == {"face_device": None}
     assert made.corpus_meta.parent == read_manifest(str(made.manifest)).meta.digest
     assert made.features_meta.parent == made.corpus_meta.digest
     assert made.features_meta.extra["manifest"] == made.corpus_meta.parent
@@ -175,7 +151,7 @@ def test_part_that_commits_a_shard_is_written_last(
     written: list[str] = []
     monkeypatch.setattr(prepare_module.storage, "write", lambda uri, data: written.append(uri) or "")
     manifest = read_manifest(str(made.manifest))
-    worker = prepare_module.PrepareWorker(str(tmp_path), manifest.roots, CONFIG)
+    worker = prepare_module.PrepareWorker(str(tmp_path), manifest.roots, CONFIG, None)
     shard = {"name": boxes.shard_name(0), "rows": manifest.rows[:1], "position": 0}
     steps = list(worker.work(shard))
     assert written == [f"{tmp_path}/rejects/part-00000.parquet", f"{tmp_path}/part-00000.parquet"]

@@ -18,7 +18,10 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Doubler(shards.ShardWorker):
-    """Doubles `value` in 3 steps; with `fatal`, the process dies once (`folder` remembers) or always."""
+    """Doubles `value` in 3 steps; with `fatal`, the process dies once (`folder` remembers) or always.
+
+    With `slow` clips, it first does them one by one; in a second attempt they stand already and come in one step.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -26,6 +29,8 @@ class Doubler(shards.ShardWorker):
     def work(self, shard: shards.Shard) -> Iterator[int | shards.Result]:
         yield 2
         attempt = len(list(self.folder.iterdir()))
+        if slow := shard.get("slow"):
+            yield from [slow] if attempt else [1] * slow
         if shard.get("fatal") == "always" or (shard.get("fatal") == "once" and attempt == 0):
             (self.folder / str(attempt)).touch()
             os.abort()
@@ -50,6 +55,14 @@ def test_results_come_in_the_order_of_the_shards(tmp_path: Path, capsys: pytest.
 def test_shard_is_done_again_when_its_actor_dies(tmp_path: Path) -> None:
     assert run(tmp_path, {"value": 1}, {"value": 2, "fatal": "once"}, {"value": 3}) == [2, 4, 6]
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
+def test_a_second_attempt_with_less_to_tell_keeps_its_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 100 clips are more than the news of a shard tell one by one.
+    assert run(tmp_path, {"value": 1}, {"value": 2, "slow": 100, "fatal": "once"}) == [2, 4]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_shard_that_always_kills_its_actor_ends_the_run(tmp_path: Path) -> None:

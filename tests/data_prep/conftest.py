@@ -1,6 +1,6 @@
 """Clips made on the spot, whose frames and sound are known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,10 +10,19 @@ import av
 import numpy as np
 import pytest
 
+from data_prep.clip import ClipPreparer, PrepareConfig, Reject, RejectReason
+from data_prep.decoder import Decoder
 from data_prep.faces import Faces
 from data_prep.manifest import MANIFEST_COLUMNS
 
 SIDE = 64
+
+_PLAIN = PrepareConfig(faces="none", frame_size=SIDE)
+_VIDEO_OPTIONS = {
+    "libx264": {"crf": "8", "preset": "ultrafast"},
+    "libx265": {"crf": "8", "preset": "ultrafast", "x265-params": "log-level=none"},
+    "libvpx-vp9": {"crf": "8", "b": "0", "deadline": "realtime", "cpu-used": "8"},
+}
 
 
 def numbered_image(index: int, side: int = SIDE) -> np.ndarray:
@@ -49,23 +58,31 @@ def write_clip(
     audio_codec: str = "aac",
     channels: int = 1,
     options: dict[str, str] | None = None,
+    coder: dict[str, str] | None = None,
+    side: int = SIDE,
+    rotation: int = 0,
+    mirrored: bool = False,
 ) -> Path:
-    """Writes a clip whose frame i is `numbered_image(i)`, shown from frame_times[i] on; the default: 75 at 25 fps."""
+    """Writes a clip whose frame i is `numbered_image(i)`, shown from frame_times[i] on; the default: 75 at 25 fps.
+
+    options: of the container; coder: of the video coder, beside those that keep the numbers readable. rotation: degrees
+    counter-clockwise by which a player turns the frames, before it mirrors them left to right.
+    """
     times = np.arange(75) / 25 if frame_times is None else frame_times
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options or {}) as container:
         if len(times):
             video = container.add_stream(video_codec, rate=25)
-            video.width = video.height = SIDE
-            video.pix_fmt = "yuv420p"
-            video.codec_context.time_base = Fraction(1, 1000)
-            video.options = {"crf": "8", "preset": "ultrafast"} if video_codec == "libx264" else {"qscale": "2"}
-            if video_codec != "libx264":
-                video.codec_context.time_base = Fraction(1, 25)
+            video.width = video.height = side
+            video.pix_fmt = "yuvj420p" if video_codec == "mjpeg" else "yuv420p"
+            video.codec_context.time_base = Fraction(1, 1000 if video_codec.startswith("lib") else 25)
+            video.options = _VIDEO_OPTIONS.get(video_codec, {"qscale": "2"}) | (coder or {})
+            if rotation or mirrored:
+                video.set_display_rotation(rotation, hflip=mirrored)
         if sound is not None:
             audio = container.add_stream(audio_codec, rate=rate, layout="mono" if channels == 1 else "stereo")
         for index, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(numbered_image(index), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(numbered_image(index, side), format="rgb24")
             frame.time_base = video.codec_context.time_base
             frame.pts = round(time / frame.time_base)
             container.mux(video.encode(frame))
@@ -108,6 +125,22 @@ class FixedDetector:
         return [found if index < self.num_frames else none for index in range(len(frames))]
 
 
+def rising_tones(num_seconds: int, rate: int = 16_000) -> np.ndarray:
+    """One second of 500 Hz, one of 1000 Hz, and so on."""
+    return np.concatenate([tone(500 * (second + 1), 1.0, rate) for second in range(num_seconds)])
+
+
+def heard_seconds(row: dict[str, Any], times: list[float]) -> list[int]:
+    """Which second of `rising_tones` sounds at each time of a row's window (in seconds)."""
+    loudest = row["spectrogram"][[round(time * 100) for time in times]].argmax(axis=1) * 31.25
+    return [round(frequency / 500) - 1 for frequency in loudest]
+
+
+def frame_numbers(row: dict[str, Any]) -> list[int]:
+    """The numbers that a row's frames show."""
+    return [read_number(frame) for frame in row["frames"]]
+
+
 @dataclass(frozen=True)
 class ClipTools:
     """What the tests of this folder share; pytest's import mode lets no test import another file."""
@@ -118,6 +151,9 @@ class ClipTools:
     audio_frame: Callable[..., av.AudioFrame] = audio_frame
     image: Callable[..., np.ndarray] = numbered_image
     number: Callable[[np.ndarray], int] = read_number
+    numbers: Callable[[dict[str, Any]], list[int]] = frame_numbers
+    rising_tones: Callable[..., np.ndarray] = rising_tones
+    heard_seconds: Callable[..., list[int]] = heard_seconds
     detector: type[FixedDetector] = FixedDetector
 
 
@@ -125,3 +161,39 @@ class ClipTools:
 def clips() -> ClipTools:
     """Makes clips, and reads the numbers that their frames show."""
     return ClipTools()
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[Decoder]:
+    """One decoding process for all tests of this folder that do not look at the process itself."""
+    with Decoder() as made:
+        yield made
+
+
+@pytest.fixture
+def prepare(tmp_path: Path, decoder: Decoder) -> Callable[..., dict[str, Any]]:
+    """Prepares the clip `name` in tmp_path, which must not be rejected; other arguments go into its row."""
+
+    def call(name: str, config: PrepareConfig = _PLAIN, *, detector: Any = None, **changes: Any) -> dict[str, Any]:
+        preparer = ClipPreparer(config, detector=detector, decoder=decoder)
+        made = preparer(manifest_row(name, **changes), {"clips": str(tmp_path)})
+        assert not isinstance(made, Reject), made
+        return made
+
+    return call
+
+
+@pytest.fixture
+def reject(tmp_path: Path, decoder: Decoder) -> Callable[..., tuple[RejectReason, str]]:
+    """Prepares the clip `name` in tmp_path, which must be rejected; gives the reason and its detail."""
+
+    def call(name: str, config: PrepareConfig = _PLAIN, *, detector: Any = None, **changes: Any) -> tuple[Any, str]:
+        row = manifest_row(name, **changes)
+        made = ClipPreparer(config, detector=detector, decoder=decoder)(row, {"clips": str(tmp_path)})
+        assert isinstance(made, Reject)
+        assert (made.clip_id, made.path) == (row["clip_id"], row["video_path"])
+        assert made.detail
+        assert "\n" not in made.detail
+        return made.reason, made.detail
+
+    return call

@@ -92,6 +92,11 @@ def test_sound_of_no_numbers_or_of_two_rates_is_unreadable(clips: Any) -> None:
     samples[5000] = np.nan
     with pytest.raises(RejectedError, match="no finite numbers"):
         collect(in_frames(clips, samples)).window()
+    samples[5000] = 3e38  # Resampling it would overflow.
+    with pytest.raises(RejectedError, match=r"values up to 3e\+38, where 1 is full scale"):
+        collect(in_frames(clips, samples)).window()
+    samples[5000] = 32_768
+    assert collect(in_frames(clips, samples)).window()[0].max() == 32_768
     with pytest.raises(RejectedError, match="changes from 8000 to 16000 Hz"):
         collect([*in_frames(clips, noise(800)), clips.audio_frame(noise(800), 16_000, 0.1)])
 
@@ -169,3 +174,81 @@ def test_a_tone_lands_in_its_bin_with_its_amplitude(clips: Any, frequency: int) 
     assert (inner.argmax(axis=1) == frequency / 31.25).all()
     # Half the amplitude times the window's sum, which is 200.
     np.testing.assert_allclose(inner.max(axis=1), 50.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 44_100])
+@pytest.mark.parametrize("silence", [0.0, 0.5, 0.237])
+def test_trailing_silence_begins_after_the_last_loud_10_ms(clips: Any, rate: int, silence: float) -> None:
+    samples = clips.tone(400, 1.0, rate, amplitude=0.5)
+    loud = round((1 - silence) * rate)
+    samples[loud:] *= 0.004  # 48 dB down.
+    frames = [clips.audio_frame(samples[first : first + 300], rate, first / rate) for first in range(0, rate, 300)]
+    collector = collect(frames)
+    assert silence - 0.01 - 1e-9 <= collector.trailing_silence_s(-40.0) <= silence + 1e-9
+    assert collector.trailing_silence_s(-60.0) == pytest.approx(0.0, abs=1e-9)
+    assert collector.trailing_silence_s(0.0) == 1.0
+    assert collector.leading_silence_s(-40.0) == 0.0
+
+
+def test_the_end_that_is_cut_short_is_heard(clips: Any) -> None:
+    samples = np.zeros(RATE, np.float32)
+    samples[:80] = 0.5
+    samples[-10:] = 0.5
+    collector = collect(in_frames(clips, samples), duration_s=1.0)
+    assert collector.trailing_silence_s(-40.0) == 0.0
+    collector = collect(in_frames(clips, samples), duration_s=(RATE - 45) / RATE)
+    assert collector.trailing_silence_s(-40.0) == pytest.approx(0.99 - 45 / RATE)
+    collector = collect(in_frames(clips, samples[40:]), duration_s=(RATE - 40) / RATE)  # Its last block is half a one.
+    assert collector.trailing_silence_s(-40.0) == 0.0
+
+
+def test_silence_of_noise_in_one_piece_and_in_many_is_that_of_all_its_blocks(clips: Any) -> None:
+    """Against all blocks at once, which the collector does not keep."""
+    random = np.random.default_rng(5)
+    levels = np.repeat(10 ** random.uniform(-3, 0, 60), RATE // 20)  # 3 s, a new level every 50 ms.
+    samples = (levels * random.uniform(-1, 1, 3 * RATE)).astype(np.float32)
+    frames = in_frames(clips, samples[:9000]) + in_frames(clips, samples[11_000:], start=11_000 / RATE)
+    heard = samples.copy()
+    heard[9000:11_000] = 0
+    rms = np.sqrt(np.square(heard.reshape(-1, 80), dtype=np.float64).mean(axis=1))
+    collector = collect(frames, duration_s=3.0)
+    for threshold in np.linspace(-70, -1, 70):
+        loud = np.flatnonzero(rms > np.abs(heard).max() * 10 ** (threshold / 20))
+        first, last = (loud[0], loud[-1]) if len(loud) else (300, -1)
+        assert collector.leading_silence_s(threshold) == pytest.approx(first / 100)
+        assert collector.trailing_silence_s(threshold) == pytest.approx((299 - last) / 100)
+    assert collector.loudness_dbfs() == pytest.approx(10 * np.log10(np.square(heard, dtype=np.float64).mean()))
+
+
+def test_loudness_is_that_of_the_clip_alone(clips: Any) -> None:
+    samples = np.concatenate([np.full(RATE, 0.9), np.full(RATE, 0.1), np.full(RATE, 0.9)]).astype(np.float32)
+    collector = collect(in_frames(clips, samples, start=-1.0), duration_s=1.0)
+    assert collector.loudness_dbfs() == pytest.approx(-20.0, abs=1e-3)
+    assert collect(in_frames(clips, np.zeros(RATE, np.float32))).loudness_dbfs() == -np.inf
+
+
+def test_a_gap_is_counted_not_made_and_a_minute_at_most(clips: Any) -> None:
+    def with_gap(seconds: float) -> SoundCollector:
+        frames = [*in_frames(clips, noise(RATE)), *in_frames(clips, noise(RATE), start=1 + seconds)]
+        return collect(frames, duration_s=1e6)
+
+    collector = with_gap(59.0)
+    assert collector.trailing_silence_s(-40.0) == pytest.approx(1e6 - 61.0)
+    level = 10 * np.log10(np.square(noise(RATE), dtype=np.float64).mean() * 2 / 61)
+    assert collector.loudness_dbfs() == pytest.approx(level)
+    for seconds in (61.0, 43_200.0, 9e5):
+        with pytest.raises(RejectedError, match=f"the sound is interrupted for {seconds:.0f} s"):
+            with_gap(seconds)
+
+
+def test_a_gap_in_the_middle_of_a_block(clips: Any) -> None:
+    frames = [*in_frames(clips, noise(8040)), *in_frames(clips, noise(240), start=3.0)]
+    frames[-1] = clips.audio_frame(np.zeros(240, np.float32), RATE, 3.0)
+    collector = collect(frames, duration_s=4.0)
+    assert collector.trailing_silence_s(-40.0) == pytest.approx(4.0 - 1.01)
+
+
+@pytest.mark.parametrize("rate", [1, 50, 999, 800_000, 2**31 - 1])
+def test_rates_that_no_sound_has_are_unreadable(clips: Any, rate: int) -> None:
+    with pytest.raises(RejectedError, match=f"the sound claims a rate of {rate} Hz"):
+        collect([clips.audio_frame(noise(300), rate, 0.0)])

@@ -18,49 +18,6 @@ RATE = 16_000
 Prepare = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def prepare(tmp_path: Path, clips: Any) -> Prepare:
-    """Prepares the clip `name` in tmp_path, which must not be rejected."""
-
-    def call(name: str, config: PrepareConfig = PLAIN, *, detector: Any = None, **changes: Any) -> dict[str, Any]:
-        made = ClipPreparer(config, detector=detector)(clips.row(name, **changes), {"clips": str(tmp_path)})
-        assert not isinstance(made, Reject), made
-        return made
-
-    return call
-
-
-@pytest.fixture
-def reject(tmp_path: Path, clips: Any) -> Callable[..., tuple[RejectReason, str]]:
-    """Prepares the clip `name`, which must be rejected; gives the reason and its detail."""
-
-    def call(name: str, config: PrepareConfig = PLAIN, *, detector: Any = None, **changes: Any) -> tuple[Any, str]:
-        row = clips.row(name, **changes)
-        made = ClipPreparer(config, detector=detector)(row, {"clips": str(tmp_path)})
-        assert isinstance(made, Reject)
-        assert (made.clip_id, made.path) == (row["clip_id"], row["video_path"])
-        assert made.detail
-        assert "\n" not in made.detail
-        return made.reason, made.detail
-
-    return call
-
-
-def frame_numbers(clips: Any, row: dict[str, Any]) -> list[int]:
-    return [clips.number(frame) for frame in row["frames"]]
-
-
-def rising_tones(clips: Any, num_seconds: int, rate: int = RATE) -> np.ndarray:
-    """One second of 500 Hz, one of 1000 Hz, and so on."""
-    return np.concatenate([clips.tone(500 * (second + 1), 1.0, rate) for second in range(num_seconds)])
-
-
-def heard_seconds(row: dict[str, Any], times: list[float]) -> list[int]:
-    """Which second of `rising_tones` sounds at each time of the window (in seconds)."""
-    loudest = row["spectrogram"][[round(time * 100) for time in times]].argmax(axis=1) * 31.25
-    return [round(frequency / 500) - 1 for frequency in loudest]
-
-
 def test_a_row_is_what_the_corpus_holds(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
     clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE))
     labels = {"label": 1, "category": "C", "target": "id7", "method": "swap"}
@@ -92,7 +49,7 @@ def test_frames_are_those_shown_in_the_middles_of_eight_parts(
     # 5 s, so the window begins at 1 s; frame i at 25 fps is shown from i / 25 s on.
     wanted = row["window_start_s"] + (np.arange(8) + 0.5) * 0.375
     assert row["window_start_s"] == pytest.approx(1.0, abs=0.05)
-    assert frame_numbers(clips, row) == [int(time * 25 + 1e-3) for time in wanted]
+    assert clips.numbers(row) == [int(time * 25 + 1e-3) for time in wanted]
     np.testing.assert_allclose(row["frame_times_s"], np.floor(wanted * 25 + 1e-3) / 25, atol=2e-3)
 
 
@@ -101,12 +58,12 @@ def test_uneven_frames_are_taken_by_time_stamp_not_by_number(clips: Any, tmp_pat
     clips.write(tmp_path / "clip.mkv", frame_times=times, sound=clips.tone(1000, 3.4, RATE))
     row = prepare("clip.mkv")
     wanted = row["window_start_s"] + (np.arange(8) + 0.5) * 0.375
-    assert frame_numbers(clips, row) == [int(np.searchsorted(times, time, "right")) - 1 for time in wanted]
+    assert clips.numbers(row) == [int(np.searchsorted(times, time, "right")) - 1 for time in wanted]
 
 
 def test_picture_and_sound_of_a_position_are_the_same_moment(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
     times = np.arange(225) / 25
-    clips.write(tmp_path / "clip.mp4", frame_times=times, sound=rising_tones(clips, 9))
+    clips.write(tmp_path / "clip.mp4", frame_times=times, sound=clips.rising_tones(9))
     middles = [(index + 0.5) * 0.375 for index in range(8)]
     for row in (
         prepare("clip.mp4"),
@@ -115,28 +72,28 @@ def test_picture_and_sound_of_a_position_are_the_same_moment(clips: Any, tmp_pat
         # Away from the borders of the seconds, where a frame of the spectrogram holds two tones.
         clear = [index for index, time in enumerate(middles) if 0.05 < (row["window_start_s"] + time) % 1 < 0.95]
         assert len(clear) > 4
-        seen = [frame_numbers(clips, row)[index] // 25 for index in clear]
-        assert heard_seconds(row, [middles[index] for index in clear]) == seen
+        seen = [clips.numbers(row)[index] // 25 for index in clear]
+        assert clips.heard_seconds(row, [middles[index] for index in clear]) == seen
 
 
 def test_sound_that_begins_later_stays_in_step(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
     # One second of picture comes first. The clip is then the 3 s from 1 s on, where the sound is at its second 0.
-    sound = rising_tones(clips, 3)
+    sound = clips.rising_tones(3)
     clips.write(tmp_path / "clip.mkv", frame_times=np.arange(100) / 25, sound=sound, sound_start=1.0)
     row = prepare("clip.mkv")
     assert row["duration_s"] == pytest.approx(3.0, abs=0.07)
-    assert [number // 25 for number in frame_numbers(clips, row)] == [1, 1, 1, 2, 2, 3, 3, 3]
-    assert heard_seconds(row, [0.5, 1.5, 2.5]) == [0, 1, 2]
+    assert [number // 25 for number in clips.numbers(row)] == [1, 1, 1, 2, 2, 3, 3, 3]
+    assert clips.heard_seconds(row, [0.5, 1.5, 2.5]) == [0, 1, 2]
 
 
 def test_shorter_clips_are_repeated_in_both_senses(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
-    clips.write(tmp_path / "clip.mp4", frame_times=np.arange(50) / 25, sound=rising_tones(clips, 2))
+    clips.write(tmp_path / "clip.mp4", frame_times=np.arange(50) / 25, sound=clips.rising_tones(2))
     row = prepare("clip.mp4")
     assert row["window_start_s"] == 0
     assert row["duration_s"] == pytest.approx(2.0)
     times = (np.arange(8) + 0.5) * 0.375 % 2
-    assert frame_numbers(clips, row) == [int(time * 25 + 1e-3) for time in times]
-    assert heard_seconds(row, [0.5, 1.5, 2.5]) == [0, 1, 0]
+    assert clips.numbers(row) == [int(time * 25 + 1e-3) for time in times]
+    assert clips.heard_seconds(row, [0.5, 1.5, 2.5]) == [0, 1, 0]
     assert row["spectrogram"].shape == (300, 257)
 
 
@@ -152,24 +109,24 @@ def test_a_random_window_is_drawn_from_the_clip_id(clips: Any, tmp_path: Path, p
 
 def test_sound_from_another_file(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
     clips.write(tmp_path / "picture.mp4", frame_times=np.arange(125) / 25, sound=clips.tone(4000, 5.0, RATE))
-    sound = rising_tones(clips, 4, rate=48_000)
+    sound = clips.rising_tones(4, rate=48_000)
     clips.write(tmp_path / "voice.wav", frame_times=[], sound=sound, rate=48_000, audio_codec="pcm_s16le")
     row = prepare("picture.mp4", audio_path="clips/voice.wav")
     assert row["duration_s"] == pytest.approx(4.0)
     assert row["window_start_s"] == pytest.approx(0.5)
-    assert heard_seconds(row, [0.25, 1.0, 2.0, 2.75]) == [0, 1, 2, 3]
-    assert frame_numbers(clips, row)[0] == int((0.5 + 0.1875) * 25)
+    assert clips.heard_seconds(row, [0.25, 1.0, 2.0, 2.75]) == [0, 1, 2, 3]
+    assert clips.numbers(row)[0] == int((0.5 + 0.1875) * 25)
 
 
 def test_two_files_begin_together_whatever_their_clocks_say(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
     clips.write(tmp_path / "picture.mkv", frame_times=2 + np.arange(100) / 25)
-    clips.write(tmp_path / "voice.wav", frame_times=[], sound=rising_tones(clips, 4), audio_codec="pcm_s16le")
+    clips.write(tmp_path / "voice.wav", frame_times=[], sound=clips.rising_tones(4), audio_codec="pcm_s16le")
     row = prepare("picture.mkv", audio_path="clips/voice.wav")
     assert row["duration_s"] == pytest.approx(4.0, abs=0.05)
     wanted = row["window_start_s"] + (np.arange(8) + 0.5) * 0.375
     np.testing.assert_allclose(row["frame_times_s"], np.floor(wanted * 25) / 25, atol=1e-3)
-    assert frame_numbers(clips, row) == np.floor(wanted * 25).astype(int).tolist()
-    assert heard_seconds(row, [0.25, 1.0, 2.0, 2.75]) == [0, 1, 2, 3]
+    assert clips.numbers(row) == np.floor(wanted * 25).astype(int).tolist()
+    assert clips.heard_seconds(row, [0.25, 1.0, 2.0, 2.75]) == [0, 1, 2, 3]
 
 
 def test_stereo_is_mixed_and_the_volume_only_raised(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
@@ -251,7 +208,7 @@ def test_too_short(clips: Any, tmp_path: Path, reject: Any, prepare: Prepare) ->
 def test_no_face(clips: Any, tmp_path: Path, reject: Any) -> None:
     clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE))
     few, doubtful = clips.detector(num_frames=5), clips.detector(score=0.89)
-    expected = (RejectReason.NO_FACE, "5 of 8 frames show a face, under 6")
+    expected = (RejectReason.NO_FACE, "the face that was followed is in 5 of 8 frames, under 6")
     assert reject("clip.mp4", detector=few) == expected
     assert reject("clip.mp4", detector=doubtful)[0] is RejectReason.NO_FACE
 
@@ -313,6 +270,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(clips: Any, tmp_path: Pat
         ({"min_faces": 9}, "min_faces is 9; give a number from 1 to num_frames, 8"),
         ({"face_margin": -0.1}, "face_margin is -0.1; give 0 or more"),
         ({"spectrogram_frames": 2048}, r"spectrogram_frames is 2048, but window_s 3\.0 has only 301"),
+        ({"clip_timeout": 0.0}, r"clip_timeout is 0\.0; give a number above 0"),
         ({"window_s": float("nan")}, "window_s is nan; give a number above 0"),
     ],
 )
@@ -336,6 +294,7 @@ def test_the_real_clips(shared: Path, tmp_path: Path, clips: Any) -> None:
         assert (row["frame_times_s"] <= wanted + 1e-4).all()
         assert (row["frame_times_s"] > wanted - 1.01 / row["fps"]).all()
     assert rows["grid_bbaf2n.mpg"]["fps"] == 25
+    assert (rows["portrait_1080x1920.mp4"]["width"], rows["portrait_1080x1920.mp4"]["height"]) == (1080, 1920)
     # Looked at: one head, in the middle of these pictures, and the same one in all frames.
     for name, (width, height) in {"grid_bbaf2n.mpg": (360, 288), "portrait_1080x1920.mp4": (1080, 1920)}.items():
         box = rows[name]["face_box"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_prep import faces
-from data_prep.faces import Faces, MtcnnDetector, follow_face
+from data_prep.faces import Faces, MtcnnDetector, Track, follow_face
 
 
 def found(*boxes: tuple[float, float, float, float, float]) -> Faces:
@@ -20,39 +20,121 @@ LEFT = (10, 10, 40, 50, 0.99)
 RIGHT = (200, 10, 30, 40, 0.99)
 
 
-def test_the_largest_face_is_followed_even_when_another_becomes_larger() -> None:
+def lefts(track: Track) -> list[float]:
+    return track.boxes[:, 0].tolist()
+
+
+def test_the_larger_of_two_faces_is_followed_even_when_the_other_is_larger_once() -> None:
     nearer = (195, 5, 60, 70, 0.999)
-    boxes, scores = follow_face([found(LEFT, RIGHT), found(nearer, LEFT), found(RIGHT, LEFT)], min_score=0.9)
-    np.testing.assert_array_equal(boxes, np.array([[10, 10, 50, 60]] * 3, np.float32))
-    np.testing.assert_allclose(scores, 0.99)
+    track = follow_face([found(LEFT, RIGHT), found(nearer, LEFT), found(RIGHT, LEFT)], min_score=0.9)
+    # Sums of the longer sides: 3 * 50 and 40 + 70 + 40, the same; so the one that is larger when both begin.
+    np.testing.assert_array_equal(track.boxes, np.array([[10, 10, 50, 60]] * 3, np.float32))
+    np.testing.assert_allclose(track.scores, 0.99)
+    assert (track.num_faces, track.choice) == (2, "close")
+
+
+def test_a_large_face_throughout_beats_a_larger_one_that_appears_once() -> None:
+    passing = (300, 10, 120, 150, 0.999)
+    frames = [found(LEFT), found(LEFT), found(passing, LEFT), found(LEFT)]
+    track = follow_face(frames, min_score=0.9)
+    assert lefts(track) == [10] * 4  # 4 * 50 against 150
+    assert (track.num_faces, track.choice) == (2, "largest_track")
+    assert follow_face(frames[1:], min_score=0.9).choice == "close"  # 150 against 150
+    assert lefts(follow_face(frames[2:], min_score=0.9)) == [300, 300]  # 100 against 150
 
 
 def test_a_moving_face_is_followed_step_by_step() -> None:
     path = [(10 + 20 * step, 10, 40, 50, 0.95) for step in range(5)]
-    boxes, _ = follow_face([found(RIGHT, place) for place in path], min_score=0.9)
-    assert boxes[:, 0].tolist() == [10, 30, 50, 70, 90]
+    assert lefts(follow_face([found(RIGHT, place) for place in path], min_score=0.9)) == [10, 30, 50, 70, 90]
 
 
-def test_after_a_cut_the_largest_face_is_taken() -> None:
-    boxes, _ = follow_face([found(LEFT), found((300, 300, 20, 20, 0.99), (400, 300, 60, 60, 0.99))], min_score=0.9)
-    assert boxes[1].tolist() == [400, 300, 460, 360]
-    tiny = (12, 12, 10, 10, 0.99)  # At the same place, but no face shrinks to a fifth.
-    boxes, _ = follow_face([found(LEFT), found(tiny, RIGHT)], min_score=0.9)
-    assert boxes[1].tolist() == [200, 10, 230, 50]
+@pytest.mark.parametrize(
+    ("lefts_of_two", "sizes_of_two"),
+    [
+        # One comes nearer to the old place of two than two stays, but its own is nearer still.
+        ((140, 170, 200), (44, 44, 44)),
+        # Two is the larger face for a while, and near enough to the old place of one to be taken for it.
+        ((130, 135, 140), (44, 52, 52)),
+    ],
+)
+def test_faces_that_come_near_each_other_keep_their_tracks(
+    lefts_of_two: tuple[int, ...], sizes_of_two: tuple[int, ...]
+) -> None:
+    lefts_of_one = (100, 120, 140) if lefts_of_two[-1] == 200 else (100, 100, 100)
+    one = [(left, 10, 40, 50, 0.95) for left in lefts_of_one]
+    two = [(left, 10, 40, size, 0.95) for left, size in zip(lefts_of_two, sizes_of_two, strict=True)]
+    for order in itertools.product([1, -1], repeat=3):
+        frames = [found(*pair[::way]) for way, pair in zip(order, zip(one, two, strict=True), strict=True)]
+        assert lefts(follow_face(frames, min_score=0.9)) == [*lefts_of_one]
+
+
+def test_the_track_does_not_depend_on_the_order_in_which_faces_are_found() -> None:
+    generator = np.random.default_rng(0)
+    frames = [
+        [
+            (x + int(generator.integers(-8, 9)), 10, side, side, 0.95)
+            for x, side in ((0, 60), (100, 60), (200, 60), (330, 58))
+        ]
+        for _ in range(8)
+    ]
+    expected = follow_face([found(*boxes) for boxes in frames], min_score=0.9)
+    for _ in range(10):
+        shuffled = [found(*(boxes[i] for i in generator.permutation(4))) for boxes in frames]
+        track = follow_face(shuffled, min_score=0.9)
+        np.testing.assert_array_equal(track.boxes, expected.boxes)
+    assert max(lefts(expected)) < 10  # Three are of one size: the leftmost.
+
+
+def test_a_cut_to_another_shot_starts_a_new_track() -> None:
+    elsewhere = (400, 300, 40, 50, 0.99)
+    track = follow_face([found(LEFT), found(LEFT), found(elsewhere)], min_score=0.9)
+    assert lefts(track) == [10, 10, 10]
+    assert track.scores.tolist() == [pytest.approx(0.99), pytest.approx(0.99), 0]
+    assert (track.num_faces, track.choice) == (1, "largest_track")
+    tiny = (25, 30, 10, 12, 0.99)  # At the same place, but no face shrinks to a quarter.
+    assert lefts(follow_face([found(tiny), found(LEFT), found(LEFT)], min_score=0.9)) == [10, 10, 10]
+
+
+def test_a_cut_back_finds_the_face_again() -> None:
+    reverse = (400, 300, 70, 80, 0.99)
+    shots = [found(LEFT), found(LEFT), found(reverse), found(reverse), found(LEFT), found(LEFT)]
+    track = follow_face(shots, min_score=0.9)
+    assert lefts(track) == [10] * 6  # 4 * 50 against 2 * 80
+    assert np.flatnonzero(track.scores).tolist() == [0, 1, 4, 5]
+    assert track.choice == "close"
+
+
+def test_a_cut_is_seen_in_the_pictures_where_the_faces_lie_alike() -> None:
+    generator = np.random.default_rng(0)
+    shots = [np.kron(generator.integers(0, 256, (4, 4, 3), np.uint8), np.ones((45, 80, 1), np.uint8)) for _ in range(2)]
+    larger = (12, 12, 44, 55, 0.99)
+    cuts = [0, 0, 0, 1, 1, 0, 0, 0]
+    boxes = [found(larger if cut else LEFT) for cut in cuts]
+    assert lefts(follow_face(boxes, min_score=0.9)) == [12 if cut else 10 for cut in cuts]
+    # The camera pans by a fifth of a patch, and the light changes, within a shot.
+    frames = [np.roll(shots[cut], 16 * (index % 2), axis=1) // (1 + index % 2) for index, cut in enumerate(cuts)]
+    track = follow_face(boxes, min_score=0.9, frames=frames)
+    assert lefts(track) == [10] * 8
+    assert np.flatnonzero(track.scores == 0).tolist() == [3, 4]
+    assert track.choice == "largest_track"  # 6 * 50 against 2 * 55
+    black = [np.zeros_like(frames[0])] * 2  # Pictures in which nothing can be told apart.
+    assert follow_face([found(LEFT), found(LEFT)], min_score=0.9, frames=black).choice == "only"
 
 
 def test_a_missing_box_comes_from_the_nearest_frame_the_earlier_of_two() -> None:
     doubtful = (10, 10, 40, 50, 0.89)
-    steps = [found(), found(LEFT), found(doubtful), found(RIGHT), found(), found()]
-    boxes, scores = follow_face(steps, min_score=0.9)
-    assert boxes[:, 0].tolist() == [10, 10, 10, 200, 200, 200]
-    np.testing.assert_allclose(scores, [0, 0.99, 0, 0.99, 0, 0])
+    near = (30, 10, 40, 50, 0.99)
+    track = follow_face([found(), found(LEFT), found(doubtful), found(near), found(), found()], min_score=0.9)
+    assert lefts(track) == [10, 10, 10, 30, 30, 30]
+    np.testing.assert_allclose(track.scores, [0, 0.99, 0, 0.99, 0, 0])
+    assert (track.num_faces, track.choice) == (1, "only")
 
 
 def test_a_clip_without_faces_has_no_boxes() -> None:
-    boxes, scores = follow_face([found(), found((1, 1, 5, 5, 0.5))], min_score=0.9)
-    assert np.isnan(boxes).all()
-    assert scores.tolist() == [0, 0]
+    track = follow_face([found(), found((1, 1, 5, 5, 0.5))], min_score=0.9)
+    assert np.isnan(track.boxes).all()
+    assert track.scores.tolist() == [0, 0]
+    assert (track.num_faces, track.choice) == (0, "none")
 
 
 def coordinates(height: int, width: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster.audits import read_audit
 from data_prep import boxes
 from data_prep.manifest import read_manifest, resolve_path
 from data_prep.storage import InputError
@@ -47,6 +48,14 @@ def test_demo_runs_to_the_report(out: Path, outcome: Outcome) -> None:
     assert Path(seed["report"]).read_text().lower().startswith("<!doctype html>")
     corpus = boxes.read_meta(str(out / "seed-0" / "corpus"), boxes.CORPUS)
     assert corpus.counts["clips"] == 24, "every drawn face is found"
+    audit = read_audit(str(out / "seed-0" / "corpus")) or {}
+    assert (audit["digest"], audit["clips"], audit["skipped"]) == (corpus.digest, 24, {})
+    assert boxes.read_meta(str(out / "seed-0" / "features"), boxes.FEATURES).extra["audit"] == audit
+    kept = read_audit(str(out / "seed-0" / "run")) or {}
+    assert {name: kept[name] for name in audit} == audit
+    # Drawn people borrow from people of their own split; a face that is moved by another's borrows nobody's.
+    assert {leak["kind"] for leak in kept["leaks"]} <= {"test_target_unknown", "dev_target_unknown"}
+    assert [line for line in outcome.text.splitlines() if line.startswith("SHORTCUT")] == audit["shortcuts"]
     for line in ("AUC on test, temperature by num_samples:", "random genotypes:", "shuffled labels:", "cell1:"):
         assert line in outcome.text
 

@@ -1,0 +1,218 @@
+"""Decoding of untrusted files in a child process, which may crash, hang or ask for any memory without harm to this one.
+
+The process speaks a small protocol of its own (decoder_messages.py). A process pool, such as pebble's, would not do:
+its children inherit the environment with its credentials, they are given paths, and their answers are pickles, which
+run code in whoever reads them. Here the environment is an allow list, the child gets open files, and its answers are
+numbers and raw arrays whose sizes are checked before they are believed.
+
+It is no sandbox: a decoder that a file takes over still runs as the same user, with that user's files and network.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import IO, Any, TypeVar, Unpack
+
+from data_prep.decoder_answers import unpack_facts, unpack_window
+from data_prep.decoder_messages import Message, MessageError, receive, send
+from data_prep.file_facts import FileFacts
+from data_prep.media_file import open_descriptor
+from data_prep.rejects import RejectedError, RejectReason
+from data_prep.window import ClipWindow, WindowSettings
+
+DEFAULT_MEMORY_BYTES = 4 << 30
+"""Addresses that the child may use. Frames of 1080 x 1920 take a tenth of it, 8K with 10 bits the half."""
+
+_CHILD_MODULE = "data_prep.decoder_child"
+_START = "import importlib, json, sys; a = json.loads(sys.argv[1]); sys.path[:] = a['path']; \
+importlib.import_module(a['module']).main(a['connection'], a['memory_bytes'])"
+_START_TIMEOUT_S = 60.0
+_INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
+"""What the child's environment keeps of this one's: how to find libraries, and nothing that could be a secret."""
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+"""Where data_prep is found."""
+_DYING_S = 2.0
+"""How long a child that fell silent may take to be gone."""
+_DETAIL_CHARACTERS = 200
+
+Answer = TypeVar("Answer")
+
+
+class Decoder:
+    """Decodes clips in a child process of its own, which is started at the first call and after each of its deaths.
+
+    timeout_s: seconds that decoding a clip may take (getting it from a bucket not counted). memory_bytes: limit of the
+    child's address space. A clip whose child dies gets a second try in a new one, so that its outcome depends neither
+    on what came before it nor on a child that somebody killed. One thread at a time may use a Decoder. The child ends
+    with `close`, with the Decoder, and with this process, however that ends.
+    """
+
+    def __init__(self, *, timeout_s: float = 60.0, memory_bytes: int = DEFAULT_MEMORY_BYTES) -> None:
+        self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
+        self._child: _Child | None = None
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def child_pid(self) -> int | None:
+        """Process id of the child, if there is one."""
+        return None if self._child is None else self._child.pid
+
+    def close(self) -> None:
+        """Ends the child, if there is one. A later call starts another."""
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+    def read_window(self, video_uri: str, audio_uri: str | None, **settings: Unpack[WindowSettings]) -> ClipWindow:
+        """What `window.read_window` decodes of the clip at a local path or s3:// URI, with its sound there or apart.
+
+        Raises RejectedError: those of `window.read_window`, missing, decoder_crashed (also where decoding needs more
+        memory than it may have), timeout. Raises RuntimeError if no child can be started.
+        """
+        request: dict[str, Any] = {"call": "window", "settings": dict(settings)}
+        if (video_filter := settings.get("video_filter")) is not None:
+            request["settings"]["video_filter"] = asdict(video_filter)
+        return self._ask(request, video_uri, audio_uri, unpack_window)
+
+    def probe(self, video_uri: str, audio_uri: str | None) -> FileFacts:
+        """The facts of a clip's files; decodes no more than a frame. Raises like `read_window`."""
+        return self._ask({"call": "probe"}, video_uri, audio_uri, unpack_facts)
+
+    def _ask(
+        self, request: dict[str, Any], video_uri: str, audio_uri: str | None, unpack: Callable[[Message], Answer]
+    ) -> Answer:
+        with ExitStack() as stack:
+            uris = [video_uri] if audio_uri is None else [video_uri, audio_uri]
+            descriptors = [stack.enter_context(open_descriptor(uri)) for uri in uris]
+            message = Message(header=request | {"timeout_s": self._timeout_s}, descriptors=descriptors)
+            try:
+                return self._ask_child(message, unpack)
+            except RejectedError as rejected:
+                if rejected.reason is not RejectReason.DECODER_CRASHED:
+                    raise
+            return self._ask_child(message, unpack)
+
+    def _ask_child(self, message: Message, unpack: Callable[[Message], Answer]) -> Answer:
+        """The answer of the child, which is ended where it crashed or took too long."""
+        if self._child is not None and self._child.is_busy:
+            self.close()  # An interrupt came between its question and its answer, which would be taken for the next.
+        if self._child is None:
+            self._child = _Child(self._memory_bytes)
+        try:
+            return unpack(self._child.ask(message, self._timeout_s, self._memory_bytes))
+        except RejectedError as rejected:
+            if rejected.reason is RejectReason.DECODER_CRASHED:  # It says so itself: it found no memory.
+                self.close()
+            raise
+        except TimeoutError as error:
+            self.close()
+            raise RejectedError(RejectReason.TIMEOUT, f"decoding took over {self._timeout_s:g} s") from error
+        except (MessageError, OSError) as error:
+            how = self._child.death() or f"the decoder answers nonsense: {error}"
+            self.close()
+            raise RejectedError(RejectReason.DECODER_CRASHED, how) from error
+
+
+class _Child:
+    """A running `decoder_child`. Raises RuntimeError if it does not start."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        self.is_busy = False
+        """Whether it owes an answer."""
+        self._connection, theirs = socket.socketpair()
+        # A file, not a pipe: nobody has to read while it is written, and the child's limits bound it.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        facts = {
+            "path": [os.path.abspath(folder) for folder in (_PACKAGES, *sys.path)],
+            "module": _CHILD_MODULE,
+            "connection": theirs.fileno(),
+            "memory_bytes": memory_bytes,
+        }
+        with theirs:
+            self._process = subprocess.Popen(
+                # Isolated: neither the working directory nor PYTHON* variables decide what is imported.
+                [sys.executable, "-I", "-c", _START, json.dumps(facts)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+                env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ONE_THREAD,
+                start_new_session=True,  # An interrupt from the terminal is for us, who then end it.
+            )
+        # Runs when this object goes or the program ends, whichever is first.
+        self._finalizer = weakref.finalize(self, _end, self._process, self._connection, self._errors)
+        self._await_start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _await_start(self) -> None:
+        try:
+            is_ready = receive(self._connection, deadline=time.monotonic() + _START_TIMEOUT_S) is not None
+        except (MessageError, OSError):
+            is_ready = False
+        if not is_ready:
+            how = self.death() or "it does not answer"
+            self.end()
+            raise RuntimeError(f"the decoding process does not start: {how}")
+
+    def ask(self, message: Message, timeout_s: float, most_bytes: int) -> Message:
+        """The answer to a request. Raises TimeoutError; MessageError or OSError if the child is gone."""
+        deadline = time.monotonic() + timeout_s
+        self.is_busy = True
+        self._connection.settimeout(timeout_s)
+        send(self._connection, message)
+        answer = receive(self._connection, most_bytes=most_bytes, deadline=deadline)
+        if answer is None:
+            raise MessageError("it closed the connection")
+        self.is_busy = False
+        return answer
+
+    def death(self) -> str:
+        """How the process ended; empty if it is still there after a moment."""
+        try:
+            # It closes its connection a moment before it is gone.
+            status = self._process.wait(timeout=_DYING_S)
+        except subprocess.TimeoutExpired:
+            return ""
+        if status < 0:
+            return f"the decoder died of signal {-status} ({signal.strsignal(-status)})"
+        last_words = _last_line(self._errors)
+        return f"the decoder ended with exit code {status}" + (f": {last_words}" if last_words else "")
+
+    def end(self) -> None:
+        """Ends the process, whatever it does."""
+        self._finalizer()
+
+
+def _end(process: subprocess.Popen[bytes], connection: socket.socket, errors: IO[bytes]) -> None:
+    connection.close()
+    process.kill()
+    process.wait()
+    errors.close()
+
+
+def _last_line(file: IO[bytes]) -> str:
+    """The end of what the child wrote, which an untrusted file may have dictated: printable characters only."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 4 * _DETAIL_CHARACTERS))
+    lines = file.read().decode(errors="replace").strip().splitlines()
+    return "".join(filter(str.isprintable, lines[-1]))[:_DETAIL_CHARACTERS] if lines else ""

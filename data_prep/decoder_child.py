@@ -1,0 +1,71 @@
+"""The process in which untrusted files are decoded: it answers the requests of one `decoder.Decoder`.
+
+Started as `decoder` says, never by hand. It holds no secret: its environment is an allow list, and it gets open files
+instead of paths. It imports PyAV, numpy and soxr only, so it starts fast. It ends when its parent closes the
+connection, or when a request takes far longer than it may, should the parent be gone by then.
+"""
+
+import os
+import resource
+import signal
+import socket
+from typing import Any
+
+import av.logging
+
+from data_prep import window
+from data_prep.decoder_answers import pack_facts, pack_rejection, pack_window
+from data_prep.decoder_messages import Message, receive, send
+from data_prep.rejects import RejectedError, RejectReason
+
+_MOST_FILES = 2
+_MOST_WRITTEN_BYTES = 1 << 20
+"""Of any file this process writes, its messages to standard error included."""
+_GRACE_S = 10.0
+"""A request that takes this much longer than it may has lost its parent, who would have ended it."""
+
+
+def main(connection_number: int, memory_bytes: int) -> None:
+    """Answers requests on an inherited socket until the other side closes it, within `memory_bytes` of addresses."""
+    av.logging.set_level(None)
+    limits = {
+        resource.RLIMIT_AS: memory_bytes,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: _MOST_WRITTEN_BYTES,
+    }
+    for kind, wanted in limits.items():
+        allowed = resource.getrlimit(kind)[1]
+        limit = wanted if allowed == resource.RLIM_INFINITY else min(wanted, allowed)
+        resource.setrlimit(kind, (limit, limit))
+    with socket.socket(fileno=connection_number) as connection:
+        send(connection, Message(header={"answer": "ready"}))
+        while (request := receive(connection, most_descriptors=_MOST_FILES)) is not None:
+            # Its default action ends this process, whatever a library is busy with.
+            signal.setitimer(signal.ITIMER_REAL, request.header["timeout_s"] + _GRACE_S)
+            send(connection, _answer(request, memory_bytes))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for descriptor in request.descriptors:
+                os.close(descriptor)
+
+
+def _answer(request: Message, memory_bytes: int) -> Message:
+    video, *others = request.descriptors
+    sound = others[0] if others else None
+    try:
+        if request.header["call"] == "probe":
+            return pack_facts(window.probe(video, sound))
+        return pack_window(window.read_window(video, sound, **_settings(request.header["settings"])))
+    except RejectedError as rejected:
+        return pack_rejection(rejected)
+    except MemoryError:
+        detail = f"decoding needs more memory than the {memory_bytes / 2**20:.0f} MiB that it may have"
+        return pack_rejection(RejectedError(RejectReason.DECODER_CRASHED, detail))
+
+
+def _settings(settings: dict[str, Any]) -> Any:
+    if settings.get("video_filter") is not None:
+        # Only augmented clips need it.
+        from data_prep.video_filter import VideoFilter
+
+        settings["video_filter"] = VideoFilter(**settings["video_filter"])
+    return settings

@@ -42,10 +42,11 @@ def main(connection_number: int, memory_bytes: int) -> None:
         while (request := receive(connection, most_descriptors=_MOST_FILES)) is not None:
             # Its default action ends this process, whatever a library is busy with.
             signal.setitimer(signal.ITIMER_REAL, request.header["timeout_s"] + _GRACE_S)
-            send(connection, _answer(request, memory_bytes))
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            answer = _answer(request, memory_bytes)
             for descriptor in request.descriptors:
                 os.close(descriptor)
+            send(connection, answer)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _answer(request: Message, memory_bytes: int) -> Message:

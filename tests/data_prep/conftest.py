@@ -62,8 +62,11 @@ def write_clip(
     side: int = SIDE,
     rotation: int = 0,
     mirrored: bool = False,
+    one_shot: bool = False,
 ) -> Path:
     """Writes a clip whose frame i is `numbered_image(i)`, shown from frame_times[i] on; the default: 75 at 25 fps.
+
+    one_shot: the upper quarter is black and the lower one white, so that the frames do not look like as many shots.
 
     options: of the container; coder: of the video coder, beside those that keep the numbers readable. rotation: degrees
     counter-clockwise by which a player turns the frames, before it mirrors them left to right.
@@ -82,7 +85,10 @@ def write_clip(
         if sound is not None:
             audio = container.add_stream(audio_codec, rate=rate, layout="mono" if channels == 1 else "stereo")
         for index, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(numbered_image(index, side), format="rgb24")
+            image = numbered_image(index, side)
+            if one_shot:
+                image[: side // 4], image[-(side // 4) :] = 0, 255
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.time_base = video.codec_context.time_base
             frame.pts = round(time / frame.time_base)
             container.mux(video.encode(frame))

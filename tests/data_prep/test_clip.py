@@ -147,7 +147,7 @@ def test_leading_silence_is_measured(clips: Any, tmp_path: Path, prepare: Prepar
 
 
 def test_faces_are_cut_out_where_the_detector_says(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
-    clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE))
+    clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE), one_shot=True)
     config = dataclasses.replace(PLAIN, face_margin=0.0)
     left = clips.detector(box=(0, 16, 32, 48), num_frames=6)
     row = prepare("clip.mp4", config, detector=left)
@@ -206,7 +206,7 @@ def test_too_short(clips: Any, tmp_path: Path, reject: Any, prepare: Prepare) ->
 
 
 def test_no_face(clips: Any, tmp_path: Path, reject: Any) -> None:
-    clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE))
+    clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE), one_shot=True)
     few, doubtful = clips.detector(num_frames=5), clips.detector(score=0.89)
     expected = (RejectReason.NO_FACE, "the face that was followed is in 5 of 8 frames, under 6")
     assert reject("clip.mp4", detector=few) == expected

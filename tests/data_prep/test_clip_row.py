@@ -113,9 +113,17 @@ def test_facts_of_the_file_stand_in_the_row(clips: Any, tmp_path: Path, prepare:
 
 
 def test_the_number_of_faces_and_the_choice_stand_in_the_row(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
-    clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE))
+    clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE), one_shot=True)
     row = prepare("clip.mp4", detector=clips.detector())
     assert (row["num_faces"], row["face_choice"]) == (1, "only")
+
+
+def test_faces_of_several_shots_are_several_faces(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
+    # Without anything that stays, a face at one place is not one face.
+    clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE))
+    row = prepare("clip.mp4", dataclasses.replace(PLAIN, min_faces=1), detector=clips.detector())
+    assert (row["num_faces"], row["face_choice"]) == (1, "largest_track")
+    assert np.count_nonzero(row["face_score"]) < 8
 
 
 def test_decoding_runs_in_a_process_that_ends_with_the_preparer(clips: Any, tmp_path: Path) -> None:

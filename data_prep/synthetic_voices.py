@@ -221,12 +221,14 @@ def _mel_smoothed(magnitude: np.ndarray, bands: int) -> np.ndarray:
 def gate(wave: np.ndarray, voice: Voice, utterance: Utterance, rng: np.random.Generator) -> np.ndarray:
     """Every sound, real or fake, in its room: float64 [samples] with root mean square about 1.
 
-    Silent before the first syllable but for the room's noise, so that the leading silence is the utterance's and not
-    the vocoder's, which begins too early.
+    Silent before the first syllable and after the last one but for the room's noise, so that leading and trailing
+    silence are the utterance's and not the vocoder's, which begins too early and ends too late.
     """
     times = np.arange(len(wave)) / SAMPLE_RATE
-    opening = np.clip((times - utterance.start[0]) / 0.01, 0, 1)
-    closing = np.clip((utterance.duration - 0.02 - times) / 0.02, 0, 1)
+    # Open and shut where a voice is to be heard, so that it is the gate that begins and ends them all.
+    begin, end = utterance.start[0] + 0.012, (utterance.start + utterance.length).max() - 0.012
+    opening = np.clip((times - begin) / 0.002, 0, 1)
+    closing = np.clip((end - times) / 0.002, 0, 1)
     gated = wave * opening * closing
     return gated / np.sqrt((gated**2).mean()) + voice.room * rng.standard_normal(len(wave))
 

@@ -54,6 +54,7 @@ def extract(
         raise InputError(f"threads is {threads}, but at least 1 is needed.")
     corpus_uri, out = storage.absolute(corpus_uri), storage.absolute(out)
     corpus = boxes.read_meta(corpus_uri, boxes.CORPUS)
+    audit = corpus_audit(corpus_uri, corpus)
     if corpus.config["num_frames"] != config.length:
         raise InputError(
             f"{corpus_uri} has {corpus.config['num_frames']} frames a clip, but length is {config.length}; "
@@ -80,6 +81,7 @@ def extract(
         num_cpus=threads,
         num_gpus=1 if device == "cuda" else 0,
         progress=progress,
+        way_out="ask for fewer threads" + (", or give --device cpu" if device == "cuda" else ""),
     )
     clips = sum(result["clips"] for result in results)
     if clips != corpus.counts["clips"]:
@@ -98,7 +100,7 @@ def extract(
             "spectrogram_statistics": weights_digest(config.spectrogram_statistics),
             "corpus_config": corpus.config,
             "manifest": corpus.parent,
-            "audit": corpus_audit(corpus_uri, corpus),
+            "audit": audit,
         },
     )
     boxes.write_meta(out, meta)

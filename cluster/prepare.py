@@ -6,6 +6,7 @@ import functools
 import hashlib
 import math
 import platform
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -25,7 +26,10 @@ from data_prep.storage import InputError
 
 REJECTS = "rejects"
 FACE_DEVICES = ("auto", "cpu", "cuda")
-_PACKAGES = ("av", "facenet-pytorch", "librosa", "numpy", "pyarrow", "torch")
+_PACKAGES = (
+    "audiomentations", "av", "facenet-pytorch", "librosa", "numpy", "pyarrow", "pyroomacoustics", "scipy", "soxr",
+    "torch", "torchvision",
+)  # fmt: skip
 # What an actor takes of a GPU: its CUDA context with the libraries, and MTCNN on the frames of one clip.
 _GPU_BYTES_PER_ACTOR = 2**30
 
@@ -43,9 +47,10 @@ def prepare(
 
     Needs a connection (`cluster.session.connect`). actors: processes, each with a CPU and a face detector; None: as
     many as the cluster has room for. face_device: `cuda` looks for faces on GPUs, which actors share, `auto` does so
-    where the cluster has one; boxes and scores differ between devices in their last bits. Shards that stand are kept,
-    so a stopped run goes on where it stopped; a complete corpus is returned as it is. counts: rows, clips, rejects,
-    shards, category.<A..D> of the clips, reject.<reason>. extra: face_device (cpu or cuda; null without a detector).
+    where every machine with CPUs has one, so that none stays idle; boxes and scores differ between devices in their
+    last bits. Shards that stand are kept, so a stopped run goes on where it stopped; a complete corpus is returned as
+    it is. counts: rows, clips, rejects, shards, category.<A..D> of the clips, reject.<reason>. extra: face_device (cpu
+    or cuda; null without a detector).
 
     Raises InputError if the manifest is none, if `out` was begun from another manifest, with another config or on
     another face_device, or if there is no CUDA where `cuda` was asked for; RuntimeError if a row was lost.
@@ -71,6 +76,7 @@ def prepare(
         actors=actors,
         num_gpus=_gpu_share() if device == "cuda" else 0,
         progress=progress,
+        way_out="give --face-device cpu" if device == "cuda" else "add a machine",
     )
     counts: Counter[str] = Counter(rows=len(manifest.rows), shards=len(work), clips=0, rejects=0)
     for result in results:
@@ -101,7 +107,23 @@ def _resolved_device(wanted: str, config: PrepareConfig) -> str | None:
     has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
     if wanted == "cuda" and not has_gpu:
         raise InputError("face_device is 'cuda', but the cluster has no GPU; give --face-device cpu.")
-    return "cuda" if wanted != "cpu" and has_gpu else "cpu"
+    if wanted == "auto" and has_gpu:
+        return _automatic_device()
+    return "cuda" if wanted == "cuda" else "cpu"
+
+
+def _automatic_device() -> str:
+    """`cuda` if every machine with CPUs has a GPU: decoding keeps the CPUs busy, and those of others would be idle."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    without = sum(machine.get("GPU", 0) < 1 for machine in machines)
+    if not without:
+        return "cuda"
+    print(
+        f"Faces are looked for on CPUs, because {without} of {len(machines)} machines with CPUs have no GPU; "
+        "--face-device cuda uses the machines with GPUs alone.",
+        file=sys.stderr,
+    )
+    return "cpu"
 
 
 def _gpu_share() -> float:

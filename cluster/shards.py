@@ -20,7 +20,8 @@ import ray.data
 import ray.exceptions
 from tqdm import tqdm
 
-from data_prep.storage import InputError
+from data_prep.decoder import DecoderStartError
+from data_prep.storage import InputError, UnreachableError
 
 Shard = dict[str, Any]
 Result = dict[str, Any]
@@ -32,6 +33,9 @@ _RETRIES = 3
 # the driver some milliseconds. Their number is the same for every shard and every attempt, because of a second attempt
 # Ray drops as many rows as it has of the first, whatever they hold: the result must have the same place in both.
 _NEWS, _CLIPS_PER_NEWS = 8, 8
+_SENTENCES: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (InputError, UnreachableError, DecoderStartError)
+}
 
 
 class ShardWorker(abc.ABC):
@@ -72,17 +76,18 @@ def run(
     num_cpus: int = 1,
     num_gpus: float = 0,
     progress: bool = True,
+    way_out: str,
 ) -> list[Result]:
     """The results of all `shards`, in their order, made by `worker(**arguments)` in actors.
 
     clips: their number in all shards, for the progress bar named `title`. actors: how many at most; None: as many as
     the cluster has CPUs and GPUs for. num_cpus, num_gpus: of each actor; a share of a GPU (below 1) is a multiple of
-    0.0001, Ray's smallest. Raises InputError where a worker does, or where the cluster is too small for one actor;
-    RuntimeError if a shard's actor died in every attempt.
+    0.0001, Ray's smallest. way_out: what to do where the cluster is too small for one actor. Raises InputError then,
+    and where a worker does; RuntimeError if a shard's actor died in every attempt, or finds no S3 or no decoder.
     """
     if not shards:
         return []
-    size = _number_of_actors(actors, len(shards), num_cpus, num_gpus)
+    size = _number_of_actors(actors, len(shards), num_cpus, num_gpus, way_out)
     rows = [{"shard": json.dumps(shard | {"position": position})} for position, shard in enumerate(shards)]
     with warnings.catch_warnings():
         # It has no other way to bound the restarts of an actor pool; pyproject.toml excludes the Ray that drops it.
@@ -111,20 +116,21 @@ def run(
 
 
 def _rows(dataset: ray.data.Dataset, title: str) -> Iterator[dict[str, Any]]:
-    """The dataset's rows; a worker's InputError as itself, without Ray's wrapping."""
+    """The dataset's rows; a worker's errors that are sentences for people as themselves, without Ray's wrapping."""
     try:
         yield from dataset.iter_rows()
     except ray.exceptions.RayActorError as error:
         raise RuntimeError(f"{title}: an actor died {_RETRIES + 1} times at the same shard.") from error
     except ray.exceptions.RayTaskError as error:
         # By name: stgs has an InputError of its own, and importing it here would load torch for `prepare`, too.
-        if type(error.cause).__name__ != InputError.__name__:
+        kind = _SENTENCES.get(type(error.cause).__name__)
+        if kind is None:
             raise
         # Ray Data appends advice on retries to the message.
-        raise InputError(str(error.cause).partition("\n")[0]) from None
+        raise kind(str(error.cause).partition("\n")[0]) from None
 
 
-def _number_of_actors(wanted: int | None, shards: int, num_cpus: int, num_gpus: float) -> int:
+def _number_of_actors(wanted: int | None, shards: int, num_cpus: int, num_gpus: float, way_out: str) -> int:
     if wanted is not None and wanted < 1:
         raise InputError(f"actors is {wanted}, but at least 1 is needed.")
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -132,9 +138,7 @@ def _number_of_actors(wanted: int | None, shards: int, num_cpus: int, num_gpus: 
     room = sum(_room(node.get("CPU", 0), node.get("GPU", 0), num_cpus, num_gpus) for node in nodes)
     if room < 1:
         needs = f"{num_cpus} CPUs" + (f" and {num_gpus:g} GPUs" if num_gpus else "")
-        raise InputError(
-            f"an actor needs {needs} on one machine, which this cluster does not have; ask for fewer threads."
-        )
+        raise InputError(f"an actor needs {needs} on one machine, which this cluster does not have; {way_out}.")
     return min(shards, room, wanted or room)
 
 

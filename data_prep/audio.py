@@ -10,7 +10,7 @@ import av
 import numpy as np
 import soxr
 
-from data_prep.rejects import RejectedError, RejectReason
+from data_prep.rejects import unreadable
 
 SAMPLE_RATE = 16_000
 N_FFT = 512
@@ -68,7 +68,7 @@ class SoundCollector:
         if not self._rate:
             self._begin(frame)
         elif frame.sample_rate != self._rate:
-            raise _unreadable(f"the sound changes from {self._rate} to {frame.sample_rate} Hz")
+            raise unreadable(f"the sound changes from {self._rate} to {frame.sample_rate} Hz")
         samples, layout = frame.to_ndarray(), (frame.format.is_planar, frame.layout.nb_channels)
         gap = self._gap(frame)
         if gap or layout != self._layout:
@@ -94,11 +94,11 @@ class SoundCollector:
     def require(self, end_s: float) -> None:
         """Raises RejectedError: unreadable, if the sound ended before `end_s`; call after decoding."""
         if not self._rate:
-            raise _unreadable("no sound can be decoded")
+            raise unreadable("no sound can be decoded")
         self._measure_pending()
         end = self._position / self._rate
         if end < end_s - _GAP_TOLERANCE_S:
-            raise _unreadable(f"the sound breaks off at {end:.2f} s, before {end_s:.2f} s")
+            raise unreadable(f"the sound breaks off at {end:.2f} s, before {end_s:.2f} s")
 
     def leading_silence_s(self, threshold_db: float) -> float:
         """Seconds until the RMS of 10 ms exceeds `threshold_db` (negative) relative to the clip's peak."""
@@ -122,7 +122,7 @@ class SoundCollector:
 
     def _begin(self, frame: av.AudioFrame) -> None:
         if not _RATES[0] <= frame.sample_rate <= _RATES[1]:
-            raise _unreadable(f"the sound claims a rate of {frame.sample_rate} Hz")
+            raise unreadable(f"the sound claims a rate of {frame.sample_rate} Hz")
         self._rate = frame.sample_rate
         self._window = np.zeros(round(self._window_s * self._rate), np.float32)
         if frame.time is not None:
@@ -143,7 +143,7 @@ class SoundCollector:
         if silence <= 0:
             return
         if silence > _LONGEST_GAP_S * self._rate:
-            raise _unreadable(f"the sound is interrupted for {silence / self._rate:.0f} s")
+            raise unreadable(f"the sound is interrupted for {silence / self._rate:.0f} s")
         self._num_heard += silence
         begun = min(silence, -len(self._rest) % self._block())  # Completes the block that is begun.
         self._measure_blocks(np.zeros(begun, np.float32))
@@ -170,9 +170,9 @@ class SoundCollector:
             self._window[low:high] = samples[low - offset : high - offset]
         peak = float(np.abs(samples).max())
         if not math.isfinite(peak):
-            raise _unreadable("the sound holds values that are no finite numbers")
+            raise unreadable("the sound holds values that are no finite numbers")
         if peak > _HIGHEST_PEAK:
-            raise _unreadable(f"the sound holds values up to {peak:.0e}, where 1 is full scale")
+            raise unreadable(f"the sound holds values up to {peak:.0e}, where 1 is full scale")
         self._peak = max(self._peak, peak)
         self._square_sum += float(np.square(samples, dtype=np.float64).sum())
         self._num_heard += len(samples)
@@ -251,10 +251,6 @@ def _joined(*parts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarr
 
 def _root_mean_squares(blocks: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(blocks, dtype=np.float64).mean(axis=1))
-
-
-def _unreadable(detail: str) -> RejectedError:
-    return RejectedError(RejectReason.UNREADABLE, detail)
 
 
 def mono(samples: np.ndarray, is_planar: bool, num_channels: int) -> np.ndarray:

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_prep import audio, faces, storage
 from data_prep.augmentations import AUGMENTATIONS, Plan, plan
-from data_prep.clip import PrepareConfig
+from data_prep.clip import PrepareConfig, window_settings
+from data_prep.contact_sheet import face_picture, spectrogram_picture
 from data_prep.decoder import Decoder
 from data_prep.faces import MtcnnDetector
 from data_prep.rejects import RejectedError, RejectReason
@@ -23,7 +24,6 @@ _FACES = 4
 _CELL_SIDE, _CELL_SPECTROGRAM_WIDTH = 112, 150  # of the sheet of all
 _SHEET_COLUMNS = 3
 _HEADER, _GAP, _FONT_SIZE = 22, 8, 14
-_RANGE_DB = 80.0  # of a spectrogram, below the original's loudest value
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class _Example:
     """uint8 [frames, 3, side, side]"""
     sound: np.ndarray
     """float32 [samples] at 16 kHz"""
-    level: np.ndarray
-    """float32 [spectrogram_frames, 257]: dB relative to 1"""
+    magnitude: np.ndarray
+    """float32 [spectrogram_frames, 257]: its spectrogram"""
 
 
 def write_gallery(clip: str, out: str, config: PrepareConfig) -> list[str]:
@@ -65,7 +65,7 @@ def write_gallery(clip: str, out: str, config: PrepareConfig) -> list[str]:
 
 def _examples(clip: str, config: PrepareConfig) -> Iterator[tuple[Plan, _Example]]:
     """The clip as it is, then with each augmentation."""
-    clip_id = clip.rpartition("/")[2]  # so that the same file gets the same draws, wherever it lies
+    clip_id = _clip_id(clip)
     detector = MtcnnDetector(max_side=config.detect_max_side, min_face_size=config.min_face_size)
     with Decoder(timeout_s=config.clip_timeout) as decoder:
         unchanged = plan(None, clip_id, window_s=config.window_s)
@@ -78,21 +78,16 @@ def _examples(clip: str, config: PrepareConfig) -> Iterator[tuple[Plan, _Example
             yield made, _example(made.images(frames), made.sound(sound), config)
 
 
+def _clip_id(clip: str) -> str:
+    """The same file gets the same draws, wherever it lies."""
+    return clip.rpartition("/")[2]
+
+
 def _decoded(
     made: Plan, clip: str, decoder: Decoder, detector: MtcnnDetector, config: PrepareConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Face crops and sound of the middle window, after what the plan does to the decoded frames."""
-    window = decoder.read_window(
-        clip,
-        None,
-        window_s=config.window_s,
-        place=0.5,
-        num_frames=config.num_frames,
-        min_duration_s=config.min_duration_s,
-        leading_silence_db=config.leading_silence_db,
-        speed=made.speed,
-        video_filter=made.video_filter,
-    )
+    """Face crops and sound of the window, after what the plan does to the decoded frames."""
+    window = decoder.read_window(clip, None, **window_settings(config, made, _clip_id(clip)))
     track = faces.follow_face(detector(np.stack(window.images)), min_score=config.min_face_score, frames=window.images)
     if track.num_faces == 0:
         raise RejectedError(RejectReason.NO_FACE, "none of the window's frames shows a face")
@@ -104,8 +99,7 @@ def _decoded(
 
 
 def _example(frames: np.ndarray, sound: np.ndarray, config: PrepareConfig) -> _Example:
-    magnitude = audio.magnitude_spectrogram(sound, config.spectrogram_frames)
-    return _Example(frames, sound, 20 * np.log10(np.maximum(magnitude, 1e-10)))
+    return _Example(frames, sound, audio.magnitude_spectrogram(sound, config.spectrogram_frames))
 
 
 def _picture(caption: str, before: _Example, after: _Example) -> Image.Image:
@@ -118,8 +112,10 @@ def _picture(caption: str, before: _Example, after: _Example) -> Image.Image:
         top = row * (_HEADER + _FACE_SIDE)
         draw.text((2, top + 3), text, fill="black", font=ImageFont.load_default(_FONT_SIZE))
         for column, position in enumerate(positions):
-            picture.paste(_face(example.frames[position], _FACE_SIDE), (column * _FACE_SIDE, top + _HEADER))
-        spectrogram = _spectrogram(example, float(before.level.max()), (_SPECTROGRAM_WIDTH, _FACE_SIDE))
+            picture.paste(face_picture(example.frames[position], _FACE_SIDE), (column * _FACE_SIDE, top + _HEADER))
+        # As black as in the original, so that volumes can be compared.
+        size, loudest = (_SPECTROGRAM_WIDTH, _FACE_SIDE), float(before.magnitude.max())
+        spectrogram = spectrogram_picture(example.magnitude, size, loudest=loudest)
         picture.paste(spectrogram, (width - _SPECTROGRAM_WIDTH, top + _HEADER))
     return picture
 
@@ -130,27 +126,17 @@ def _sheet(before: _Example, after: dict[str, _Example]) -> Image.Image:
     rows = -(-len(after) // _SHEET_COLUMNS)
     sheet = Image.new("RGB", (_SHEET_COLUMNS * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
-    loudest, middle = float(before.level.max()), len(before.frames) // 2
+    loudest, middle = float(before.magnitude.max()), len(before.frames) // 2
     font, spectrogram_size = ImageFont.load_default(_FONT_SIZE), (_CELL_SPECTROGRAM_WIDTH, _CELL_SIDE)
     for position, (name, example) in enumerate(after.items()):
         left, top = position % _SHEET_COLUMNS * width, position // _SHEET_COLUMNS * height
         draw.text((left + 2, top + 3), f"{name} ({AUGMENTATIONS[name].sense})", fill="black", font=font)
-        pictures = [_face(one.frames[middle], _CELL_SIDE) for one in (before, example)]
-        pictures += [_spectrogram(one, loudest, spectrogram_size) for one in (before, example)]
+        pictures = [face_picture(one.frames[middle], _CELL_SIDE) for one in (before, example)]
+        pictures += [spectrogram_picture(one.magnitude, spectrogram_size, loudest=loudest) for one in (before, example)]
         for picture in pictures:
             sheet.paste(picture, (left, top + _HEADER))
             left += picture.width + 2
     return sheet
-
-
-def _face(frame: np.ndarray, side: int) -> Image.Image:
-    return Image.fromarray(np.moveaxis(frame, 0, -1)).resize((side, side), Image.Resampling.BOX)
-
-
-def _spectrogram(example: _Example, loudest: float, size: tuple[int, int]) -> Image.Image:
-    """A grey picture, the louder the darker; `loudest` dB is black, so that volumes can be compared."""
-    shade = np.clip((loudest - example.level) / _RANGE_DB, 0, 1) * 255
-    return Image.fromarray(shade.astype(np.uint8).T[::-1]).resize(size, Image.Resampling.BOX)
 
 
 def _jpeg(picture: Image.Image) -> bytes:

@@ -193,8 +193,8 @@ def _band_pass(parameters: Parameters) -> BaseWaveformTransform:
 
 
 def _clipping(parameters: Parameters) -> BaseWaveformTransform:
-    # It clips whole percents above and below: an even number in all.
-    percent = 2 * round(parameters["percent"] / 2)
+    # It clips whole percents above and below, so an even number in all was drawn.
+    percent = round(parameters["percent"])
     return audiomentations.ClippingDistortion(percent, percent, p=1.0)
 
 

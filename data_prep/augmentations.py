@@ -34,6 +34,8 @@ class Augmentation:
     text: str
     """What it does; {parameter} stands for the range that the parameter is drawn from."""
     ranges: Mapping[str, Intervals] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
+    """Parameters that are multiples of a whole number; the ends of their intervals are."""
     make_filter: Callable[[Parameters], VideoFilter] | None = None
     """For those that work on the clip's decoded frames, not on the face crops."""
     default: bool = True
@@ -53,7 +55,11 @@ class Augmentation:
         drawn: Parameters = {}
         for name, intervals in self.ranges.items():
             low, high = intervals[generator.integers(len(intervals))]
-            drawn[name] = float(generator.uniform(low, high))
+            step = self.steps.get(name)
+            if step is None:
+                drawn[name] = float(generator.uniform(low, high))
+            else:
+                drawn[name] = float(step * generator.integers(int(low) // step, int(high) // step, endpoint=True))
         return drawn | {_SEED: int(generator.integers(2**31))}
 
 
@@ -169,6 +175,7 @@ _VISUAL = (
         sense="visual",
         text="video coded again: MPEG-4 part 2 at quantiser {quantiser} of 31",
         ranges={"quantiser": ((8, 14),)},
+        steps={"quantiser": 1},
         make_filter=lambda drawn: VideoFilter(codec="mpeg4", quality=round(drawn["quantiser"])),
     ),
     _visual("jpeg_40", "each crop coded as JPEG at quality {quality}", quality=_fixed(40)),
@@ -213,7 +220,13 @@ _AUDIO = (
     _audio("opus_16k", "coded as Opus at {kilobits} kbit/s", kilobits=_fixed(16)),
     _audio("mp3_32k", "coded as mp3 at {kilobits} kbit/s", kilobits=_fixed(32)),
     _audio("telephone_8k", "coded as on the telephone: mu-law at 8 kHz"),
-    _audio("gain", "volume changed by {decibels} dB", decibels=((-9, -3), (3, 9))),
+    Augmentation(
+        name="gain",
+        sense="audio",
+        text="volume changed by {decibels} dB",
+        ranges={"decibels": ((-9, -3), (3, 9))},
+        note="spectrograms that are normalised clip by clip, as they are by default, do not show it",
+    ),
     _audio("white_noise_20db", "white noise {snr} dB below the sound", snr=_fixed(20)),
     _audio("white_noise_10db", "white noise {snr} dB below the sound", snr=_fixed(10)),
     _audio("pink_noise", "pink noise {snr} dB below the sound", snr=((10, 20),)),
@@ -227,7 +240,13 @@ _AUDIO = (
         low=((200, 400),),
         high=((3000, 3800),),
     ),
-    _audio("clipping", "the loudest {percent} % of the samples clipped", percent=((2, 8),)),
+    Augmentation(
+        name="clipping",
+        sense="audio",
+        text="the loudest {percent} % of the samples clipped",
+        ranges={"percent": ((2, 8),)},
+        steps={"percent": 2},
+    ),
     Augmentation(
         name="pitch",
         sense="audio",

@@ -1,12 +1,12 @@
 """Augmented clips as rows of a manifest: children of clips of train and dev, prepared like any other row."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Literal
 
 from data_prep.augmentations import DEFAULT_NAMES, augmentation_named
 from data_prep.manifest import Row
+from data_prep.split_strata import rank
 from data_prep.storage import InputError
 
 AUGMENTED_SPLITS = ("train", "dev")
@@ -78,7 +78,7 @@ def _balanced_numbers(rows: Sequence[Row], most: int, seed: int) -> dict[str, in
             real[row["split"]].append(row["clip_id"])
     numbers = dict.fromkeys((row["clip_id"] for row in rows), 0)
     for split, wanted in shortfall(rows).items():
-        clip_ids = sorted(real[split], key=lambda clip_id: _rank(seed, clip_id))
+        clip_ids = sorted(real[split], key=lambda clip_id: rank(seed, clip_id))
         for position, clip_id in enumerate(clip_ids):
             # The first ones take one more where the number cannot be shared out evenly.
             numbers[clip_id] = min(most, (wanted + len(clip_ids) - 1 - position) // len(clip_ids))
@@ -86,7 +86,7 @@ def _balanced_numbers(rows: Sequence[Row], most: int, seed: int) -> dict[str, in
 
 
 def _drawn(row: Row, names: tuple[str, ...], number: int, seed: int) -> list[str]:
-    return sorted(names, key=lambda name: _rank(seed, row["clip_id"], name))[:number] if number else []
+    return sorted(names, key=lambda name: rank(seed, row["clip_id"], name))[:number] if number else []
 
 
 def _child(row: Row, name: str) -> Row:
@@ -95,8 +95,3 @@ def _child(row: Row, name: str) -> Row:
         "augmentation": name,
         "parent_clip_id": row["clip_id"],
     }
-
-
-def _rank(seed: int, *names: str) -> bytes:
-    """A random position that depends on nothing but its arguments."""
-    return hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()

@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep import audio, augmentations, faces
+from data_prep.augmentations import Plan
 from data_prep.decoder import Decoder
 from data_prep.faces import FaceDetector, MtcnnDetector, Track
 from data_prep.manifest import Row, resolve_path
-from data_prep.rejects import Reject, RejectedError, RejectReason
+from data_prep.rejects import MOST_TIMEOUT_S, Reject, RejectedError, RejectReason
 from data_prep.storage import InputError
+from data_prep.window import WindowSettings
 
 __all__ = [
     "CORPUS_SCHEMA",
@@ -27,6 +29,7 @@ __all__ = [
     "PrepareConfig",
     "Reject",
     "RejectReason",
+    "window_settings",
 ]
 
 _LABEL_COLUMNS = ("clip_id", "label", "category", "dataset", "subject", "target", "method", "augmentation")
@@ -83,15 +86,22 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         sizes = ("window_s", "num_frames", "frame_size", "spectrogram_frames", "min_face_size", "detect_max_side")
-        for name in (*sizes, "clip_timeout"):
+        for name in (*sizes, "min_duration_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; give a number above 0.")
+        for name in ("silence_dbfs", "leading_silence_db", "target_dbfs"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)}; give a number of decibels.")
+        if not 0 < self.clip_timeout <= MOST_TIMEOUT_S:
+            raise InputError(f"clip_timeout is {self.clip_timeout}; give seconds above 0, at most {MOST_TIMEOUT_S:,}.")
+        if not 0 <= self.min_face_score <= 1:
+            raise InputError(f"min_face_score is {self.min_face_score}; give a probability, 0 to 1.")
         for name, allowed in (("window", ("centre", "random")), ("faces", ("mtcnn", "none"))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(allowed)}.")
         if not 1 <= self.min_faces <= self.num_frames:
             raise InputError(f"min_faces is {self.min_faces}; give a number from 1 to num_frames, {self.num_frames}.")
-        if not self.face_margin >= 0:
+        if not 0 <= self.face_margin < math.inf:
             raise InputError(f"face_margin is {self.face_margin}; give 0 or more.")
         most = round(self.window_s * audio.SAMPLE_RATE) // audio.HOP_SAMPLES + 1
         if self.spectrogram_frames > most:
@@ -200,18 +210,7 @@ class ClipPreparer:
         config = self.config
         plan = augmentations.plan(row["augmentation"], row["clip_id"], window_s=config.window_s)
         video_uri, audio_uri = _resolve(row, roots)
-        clip = self._decoder.read_window(
-            video_uri,
-            audio_uri,
-            window_s=config.window_s,
-            place=0.5 if config.window == "centre" else _random_place(row["clip_id"]),
-            num_frames=config.num_frames,
-            min_duration_s=config.min_duration_s,
-            leading_silence_db=config.leading_silence_db,
-            trim_silence=config.trim_silence,
-            speed=plan.speed,
-            video_filter=plan.video_filter,
-        )
+        clip = self._decoder.read_window(video_uri, audio_uri, **window_settings(config, plan, row["clip_id"]))
         level = audio.dbfs(clip.sound)
         if level < config.silence_dbfs:
             raise RejectedError(RejectReason.SILENT, f"the level is {level:.1f} dBFS, under {config.silence_dbfs:g}")
@@ -220,7 +219,8 @@ class ClipPreparer:
             faces.crop(image, box, margin=margin, size=config.frame_size)
             for image, box in zip(clip.images, track.boxes, strict=True)
         ]
-        sound = audio.raise_volume(plan.sound(clip.sound), config.target_dbfs)
+        # In this order, or a change of the volume would be undone.
+        sound = plan.sound(audio.raise_volume(clip.sound, config.target_dbfs))
         return {
             "frames": plan.images(np.stack(crops)),
             "spectrogram": audio.magnitude_spectrogram(sound, config.spectrogram_frames),
@@ -247,6 +247,20 @@ class ClipPreparer:
             detail = f"the face that was followed is in {num_shown} of {len(images)} frames, under {config.min_faces}"
             raise RejectedError(RejectReason.NO_FACE, detail)
         return track, config.face_margin
+
+
+def window_settings(config: PrepareConfig, plan: Plan, clip_id: str) -> WindowSettings:
+    """The window that is taken of the clip `clip_id`, and what is done to it while it is decoded."""
+    return {
+        "window_s": config.window_s,
+        "place": 0.5 if config.window == "centre" else _random_place(clip_id),
+        "num_frames": config.num_frames,
+        "min_duration_s": config.min_duration_s,
+        "leading_silence_db": config.leading_silence_db,
+        "trim_silence": config.trim_silence,
+        "speed": plan.speed,
+        "video_filter": plan.video_filter,
+    }
 
 
 def _random_place(clip_id: str) -> float:

@@ -17,7 +17,7 @@ _SIDE = 96  # of a face crop, in pixels
 _SPECTROGRAM_WIDTH = 192
 _HEADER = 18
 _GAP = 6
-_RANGE_DB = 80.0  # of a spectrogram, below its loudest value
+_RANGE_DB = 80.0  # of a spectrogram, below the value that is black
 _MOST_PARTS = 8  # read at most: a part may have 100 MB
 _COLUMNS = (
     "clip_id", "category", "augmentation", "frames", "spectrogram", "width", "height", "face_box", "face_score",
@@ -30,7 +30,7 @@ def contact_sheet(parts: Sequence[str], *, clips: int = 24, face_margin: float |
 
     The clips are spread evenly over the corpus in order of clip_id. A red frame marks a crop in which the face was not
     found (its box is taken from the nearest frame that has it). Where several faces were seen, the caption tells most
-    of them in one frame, and how the one was chosen (`faces.FACE_CHOICES`). face_margin: that of the corpus; with it, a
+    of them in one frame, and how the one was chosen (`faces.FaceChoice`). face_margin: that of the corpus; with it, a
     green box marks the chosen face (but not in an augmented clip, whose picture may be turned). Spectrograms: time to
     the right, 0 to 8 kHz upwards, 80 dB.
     """
@@ -77,14 +77,14 @@ def _draw_row(sheet: Image.Image, top: int, row: Mapping[str, Any], face_margin:
     top += _HEADER
     for position, (frame, score) in enumerate(zip(row["frames"], row["face_score"], strict=True)):
         left = position * _SIDE
-        face = Image.fromarray(np.moveaxis(frame, 0, -1)).resize((_SIDE, _SIDE), Image.Resampling.BOX)
-        sheet.paste(face, (left, top))
+        sheet.paste(face_picture(frame, _SIDE), (left, top))
         if not score > 0:
             draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), outline="red", width=3)
         elif face_margin is not None and row["augmentation"] is None:
             x0, y0, x1, y1 = _box_in_crop(row, position, face_margin)
             draw.rectangle((left + x0, top + y0, left + x1, top + y1), outline="lime")
-    sheet.paste(_spectrogram_picture(row["spectrogram"]), (len(row["frames"]) * _SIDE + _GAP, top))
+    spectrogram = spectrogram_picture(row["spectrogram"], (_SPECTROGRAM_WIDTH, _SIDE))
+    sheet.paste(spectrogram, (len(row["frames"]) * _SIDE + _GAP, top))
 
 
 def caption(row: Mapping[str, Any]) -> str:
@@ -108,9 +108,17 @@ def _box_in_crop(row: Mapping[str, Any], position: int, face_margin: float) -> l
     return [int(edge) for edge in np.clip(np.round(inside), 0, _SIDE - 1)]
 
 
-def _spectrogram_picture(magnitude: np.ndarray) -> Image.Image:
-    """magnitude float32 [frames, bins] -> a grey picture, the louder the darker."""
-    level = 20 * np.log10(np.maximum(magnitude, 1e-10) / max(float(magnitude.max()), 1e-10))
+def face_picture(crop: np.ndarray, side: int) -> Image.Image:
+    """crop uint8 [3, size, size], RGB -> a picture of side x side pixels."""
+    return Image.fromarray(np.moveaxis(crop, 0, -1)).resize((side, side), Image.Resampling.BOX)
+
+
+def spectrogram_picture(magnitude: np.ndarray, size: tuple[int, int], *, loudest: float | None = None) -> Image.Image:
+    """magnitude float32 [frames, bins] -> a grey picture, the louder the darker, 80 dB; size: width, height in pixels.
+
+    loudest: the magnitude that is black, by default the spectrogram's own largest.
+    """
+    loudest = float(magnitude.max()) if loudest is None else loudest
+    level = 20 * np.log10(np.maximum(magnitude, 1e-10) / max(loudest, 1e-10))
     shade = np.clip(-level / _RANGE_DB, 0, 1) * 255
-    picture = Image.fromarray(shade.astype(np.uint8).T[::-1])
-    return picture.resize((_SPECTROGRAM_WIDTH, _SIDE), Image.Resampling.BOX)
+    return Image.fromarray(shade.astype(np.uint8).T[::-1]).resize(size, Image.Resampling.BOX)

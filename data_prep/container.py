@@ -18,7 +18,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition, Stream
 
-from data_prep.rejects import RejectedError, RejectReason
+from data_prep.rejects import RejectedError, RejectReason, unreadable
 
 _Stream = TypeVar("_Stream", bound=Stream)
 
@@ -60,7 +60,7 @@ def damage_rejected() -> Iterator[None]:
     except av.error.MemoryError:
         raise
     except av.error.FFmpegError as error:
-        raise RejectedError(RejectReason.UNREADABLE, f"decoding failed: {error.strerror}") from error
+        raise unreadable(f"decoding failed: {error.strerror}") from error
 
 
 class _File(io.RawIOBase):
@@ -108,7 +108,7 @@ def audio_stream(container: InputContainer, related: Stream | None = None) -> Au
 
 def _decodable(stream: _Stream) -> _Stream:
     if stream.codec_context is None:
-        raise RejectedError(RejectReason.UNREADABLE, f"FFmpeg has no decoder for its {stream.type}")
+        raise unreadable(f"FFmpeg has no decoder for its {stream.type}")
     return stream
 
 
@@ -189,7 +189,7 @@ class Skipper:
         if not self.num_skipped or self._entry_s is None or frame.time is None or frame.time < self._entry_s:
             return  # What is shown before the key frame, but coded after it, may be broken: it is not needed.
         if frame.time > self._entry_s or not frame.key_frame:
-            raise RejectedError(RejectReason.UNREADABLE, f"the picture at {self._entry_s:.2f} s is no key frame")
+            raise unreadable(f"the picture at {self._entry_s:.2f} s is no key frame")
         self._entry_s = None
 
 

@@ -8,6 +8,7 @@ numbers and raw arrays whose sizes are checked before they are believed.
 It is no sandbox: a decoder that a file takes over still runs as the same user, with that user's files and network.
 """
 
+import functools
 import json
 import os
 import signal
@@ -22,7 +23,8 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import IO, Any, TypeVar, Unpack
 
-from data_prep.decoder_answers import unpack_facts, unpack_window
+from data_prep.audio import SAMPLE_RATE
+from data_prep.decoder_answers import printable, unpack_facts, unpack_window
 from data_prep.decoder_messages import Message, MessageError, receive, send
 from data_prep.file_facts import FileFacts
 from data_prep.media_file import open_descriptor
@@ -36,16 +38,21 @@ _CHILD_MODULE = "data_prep.decoder_child"
 _START = "import importlib, json, sys; a = json.loads(sys.argv[1]); sys.path[:] = a['path']; \
 importlib.import_module(a['module']).main(a['connection'], a['memory_bytes'])"
 _START_TIMEOUT_S = 60.0
-_INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
+_INHERITED = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
 """What the child's environment keeps of this one's: how to find libraries, and nothing that could be a secret."""
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """Where data_prep is found."""
 _DYING_S = 2.0
 """How long a child that fell silent may take to be gone."""
-_DETAIL_CHARACTERS = 200
+_LAST_BYTES = 1000
+"""Of what a child wrote, in which its last line is looked for."""
 
 Answer = TypeVar("Answer")
+
+
+class DecoderStartError(RuntimeError):
+    """No child can be started: one sentence, why."""
 
 
 class Decoder:
@@ -83,12 +90,14 @@ class Decoder:
         """What `window.read_window` decodes of the clip at a local path or s3:// URI, with its sound there or apart.
 
         Raises RejectedError: those of `window.read_window`, missing, decoder_crashed (also where decoding needs more
-        memory than it may have), timeout. Raises RuntimeError if no child can be started.
+        memory than it may have), timeout. Raises DecoderStartError.
         """
         request: dict[str, Any] = {"call": "window", "settings": dict(settings)}
         if (video_filter := settings.get("video_filter")) is not None:
             request["settings"]["video_filter"] = asdict(video_filter)
-        return self._ask(request, video_uri, audio_uri, unpack_window)
+        num_samples = round(settings["window_s"] * settings.get("speed", 1.0) * SAMPLE_RATE)
+        unpack = functools.partial(unpack_window, num_frames=settings["num_frames"], num_samples=num_samples)
+        return self._ask(request, video_uri, audio_uri, unpack)
 
     def probe(self, video_uri: str, audio_uri: str | None) -> FileFacts:
         """The facts of a clip's files; decodes no more than a frame. Raises like `read_window`."""
@@ -130,7 +139,7 @@ class Decoder:
 
 
 class _Child:
-    """A running `decoder_child`. Raises RuntimeError if it does not start."""
+    """A running `decoder_child`. Raises DecoderStartError."""
 
     def __init__(self, memory_bytes: int) -> None:
         self.is_busy = False
@@ -145,17 +154,7 @@ class _Child:
             "memory_bytes": memory_bytes,
         }
         with theirs:
-            self._process = subprocess.Popen(
-                # Isolated: neither the working directory nor PYTHON* variables decide what is imported.
-                [sys.executable, "-I", "-c", _START, json.dumps(facts)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                pass_fds=[theirs.fileno()],
-                cwd="/",
-                env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ONE_THREAD,
-                start_new_session=True,  # An interrupt from the terminal is for us, who then end it.
-            )
+            self._process = self._started(facts, theirs.fileno())
         # Runs when this object goes or the program ends, whichever is first.
         self._finalizer = weakref.finalize(self, _end, self._process, self._connection, self._errors)
         self._await_start()
@@ -163,6 +162,24 @@ class _Child:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def _started(self, facts: dict[str, Any], connection: int) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                # Isolated: neither the working directory nor PYTHON* variables decide what is imported.
+                [sys.executable, "-I", "-c", _START, json.dumps(facts)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                pass_fds=[connection],
+                cwd="/",
+                env={name: os.environ[name] for name in _INHERITED if name in os.environ} | _ONE_THREAD,
+                start_new_session=True,  # An interrupt from the terminal is for us, who then end it.
+            )
+        except OSError as error:
+            self._connection.close()
+            self._errors.close()
+            raise DecoderStartError(f"the decoding process does not start: {error.strerror or error}.") from error
 
     def _await_start(self) -> None:
         try:
@@ -172,7 +189,7 @@ class _Child:
         if not is_ready:
             how = self.death() or "it does not answer"
             self.end()
-            raise RuntimeError(f"the decoding process does not start: {how}")
+            raise DecoderStartError(f"the decoding process does not start: {how}.")
 
     def ask(self, message: Message, timeout_s: float, most_bytes: int) -> Message:
         """The answer to a request. Raises TimeoutError; MessageError or OSError if the child is gone."""
@@ -211,8 +228,7 @@ def _end(process: subprocess.Popen[bytes], connection: socket.socket, errors: IO
 
 
 def _last_line(file: IO[bytes]) -> str:
-    """The end of what the child wrote, which an untrusted file may have dictated: printable characters only."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 4 * _DETAIL_CHARACTERS))
+    file.seek(max(0, size - _LAST_BYTES))
     lines = file.read().decode(errors="replace").strip().splitlines()
-    return "".join(filter(str.isprintable, lines[-1]))[:_DETAIL_CHARACTERS] if lines else ""
+    return printable(lines[-1]) if lines else ""

@@ -97,7 +97,7 @@ def _announced(specifications: Any, most_bytes: int) -> list[np.ndarray]:
             case [str(name), list(shape)] if name in _DTYPES and _is_shape(shape):
                 dtype = np.dtype(_DTYPES[name])
             case _:
-                raise MessageError(f"an array is announced as {str(specification)[:100]}")
+                raise MessageError("an array is announced that none can be")
         most_bytes -= math.prod(shape) * dtype.itemsize
         if most_bytes < 0:
             raise MessageError("the arrays are larger than they may be")

@@ -6,7 +6,7 @@ the sound: the eight frames of a window are 375 ms apart, too far to see them mo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,11 @@ _THUMBNAIL = 4
 """Side of the pictures that are compared, in pixels."""
 _CLOSE = 0.8
 """The choice between two tracks is close if the smaller has at least this share of the larger's sum of sides."""
+
+
+FaceChoice = Literal["none", "only", "largest_track", "close"]
+"""Why a track was chosen: no face was seen (none), no other track was there (only), it is clearly the largest
+(largest_track), or the largest by less than a fifth (close)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +49,7 @@ class Track:
     """float32 [frames]: the detector's probability, 0 where the face was not found."""
     num_faces: int
     """Most faces seen in one frame."""
-    choice: str
-    """One of FACE_CHOICES."""
-
-
-FACE_CHOICES = ("none", "only", "largest_track", "close")
-"""Why a track was chosen: no face was seen (none), no other track was there (only), it is clearly the largest
-(largest_track), or the largest by less than a fifth (close)."""
+    choice: FaceChoice
 
 
 class FaceDetector(Protocol):

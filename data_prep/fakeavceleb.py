@@ -27,7 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_prep import storage
-from data_prep.manifest import CATEGORY_FOLDERS, Listing, PathResolver, check_roots, clip_row
+from data_prep.manifest import CATEGORY_FOLDERS, Listing, PathResolver, check_roots, clip_row, files_below
 from data_prep.storage import InputError
 
 TABLE_NAME = "meta_data.csv"
@@ -43,17 +43,20 @@ GENDERS = ("men", "women")
 _IDENTITY = re.compile(r"id\d{5}")
 _TAKE = r"\d+(?:_\d+)*"
 _VIDEO = r"[A-Za-z0-9_-]{11}"
+_SUFFIX = r"\.(?i:mp4)"
 _NAMES = {
-    "A": re.compile(rf"{_TAKE}\.mp4"),
-    "B": re.compile(rf"{_TAKE}(?:_fake)?\.mp4"),
-    "C": re.compile(rf"{_TAKE}(?:_(?P<face>id\d{{5}})_(?:(?P<lips>wavtolip)|{_VIDEO}(?P<swap>_faceswap)?))?\.mp4"),
+    "A": re.compile(rf"{_TAKE}{_SUFFIX}"),
+    "B": re.compile(rf"{_TAKE}(?:_fake)?{_SUFFIX}"),
+    "C": re.compile(rf"{_TAKE}(?:_(?P<face>id\d{{5}})_(?:(?P<lips>wavtolip)|{_VIDEO}(?P<swap>_faceswap)?))?{_SUFFIX}"),
     "D": re.compile(
-        rf"{_TAKE}(?:_(?P<face>id\d{{5}})_{_VIDEO}(?P<swap>_faceswap)?)?_(?P<voice>id\d{{5}})_(?P<lips>wavtolip)\.mp4"
+        rf"{_TAKE}(?:_(?P<face>id\d{{5}})_{_VIDEO}(?P<swap>_faceswap)?)?_(?P<voice>id\d{{5}})_(?P<lips>wavtolip){_SUFFIX}"
     ),
 }
 """Category -> its file names. Identities have five digits and video names 11 characters, so there is one reading."""
 _COLUMNS = ("source", "target1", "target2", "method", "category", "type", "race", "gender", "path")
-_DIRECTORY = ""  # the name of the tenth column, which the header leaves empty
+# The tenth and last column, the directory, has no name; pandas gives it one. Copies may lack it.
+_DIRECTORY_NAMES = ("", "Unnamed: 9")
+_DIRECTORY = "directory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ class _Place:
     @property
     def clip(self) -> str:
         """Names the clip in every copy of the data set; file names alone repeat."""
-        return f"{self.type}/{self.subject}/{self.file}"
+        stem, dot, suffix = self.file.rpartition(".")
+        return f"{self.type}/{self.subject}/{stem}{dot}{suffix.lower()}"
 
 
 Record = dict[str, str]
@@ -93,7 +97,7 @@ def fakeavceleb_manifest(root: str, *, dataset: str = "FakeAVCeleb") -> Listing:
     """
     roots = {dataset: storage.absolute(root)}
     check_roots(roots)
-    names = storage.list(roots[dataset])
+    names = files_below(roots[dataset])
     tables = [name for name in names if name.rpartition("/")[2] == TABLE_NAME]
     records = _read_tables(roots[dataset], tables)
     paths = PathResolver(roots)
@@ -195,11 +199,12 @@ def _read_tables(root: str, names: Iterable[str]) -> dict[str, list[Record]]:
         try:
             reader = csv.DictReader(io.StringIO(storage.read(uri).decode("utf-8-sig"), newline=""), strict=True)
             header = reader.fieldnames or []
-            for column in [column for column in (*_COLUMNS, _DIRECTORY) if column not in header]:
-                shown = repr(column) if column else "without a name, which holds the directory"
-                raise InputError(f"{uri} has no column {shown}; put FakeAVCeleb's own file there, or take it away.")
+            for column in [column for column in _COLUMNS if column not in header]:
+                raise InputError(f"{uri} has no column {column!r}; put FakeAVCeleb's own file there, or take it away.")
+            directory = header[-1] if header[-1] in _DIRECTORY_NAMES else None
             for record in reader:
-                fields = {column: record[column] or "" for column in (*_COLUMNS, _DIRECTORY)}
+                fields = {column: record[column] or "" for column in _COLUMNS}
+                fields[_DIRECTORY] = (record[directory] or "") if directory is not None else ""
                 clip = _recorded_clip(fields)
                 if fields not in found[clip]:
                     found[clip].append(fields)
@@ -211,6 +216,9 @@ def _read_tables(root: str, names: Iterable[str]) -> dict[str, list[Record]]:
 
 
 def _recorded_clip(record: Record) -> str:
+    """The clip that a line is about: by its directory, or else by type and source, which say the same."""
+    if not record[_DIRECTORY]:
+        return f"{record['type']}/{record['source']}/{record['path']}"
     path = f"{record[_DIRECTORY].rstrip('/')}/{record['path']}"
     place = _place(path)
     return place.clip if place else path

@@ -1,5 +1,7 @@
 """Clips in a folder of one's own: four category folders, a csv file, or what the released code reads."""
 
+import os
+
 from data_prep import released_layout, storage
 from data_prep.manifest import (
     CATEGORIES,
@@ -10,6 +12,7 @@ from data_prep.manifest import (
     Row,
     check_roots,
     clip_row,
+    files_below,
     leading_token,
     read_manifest_csv,
 )
@@ -19,7 +22,8 @@ from data_prep.storage import InputError
 def folder_manifest(root: str, *, dataset: str) -> Listing:
     """Lists the clips of `root`, local or s3://, in whichever of three layouts it has.
 
-    - Its name ends in `.csv`: a file with the columns of a manifest. Its paths are relative to the file's own folder.
+    - It is a file whose name ends in `.csv`: one with the columns of a manifest. Its paths are relative to the file's
+      own folder.
     - A file `label2.txt` lies in it, or in its folders train, dev or test: see `data_prep.released_layout`.
     - Else it holds up to four category folders. The first folder of a path gives the category: a key of
       CATEGORY_FOLDERS, or A, B, C or D. The subject is the folder right below it (the first one, if there are several:
@@ -28,13 +32,14 @@ def folder_manifest(root: str, *, dataset: str) -> Listing:
 
     `dataset` is the root's name in the manifest's paths. What cannot be a clip is listed as unfit, with its reason.
 
-    Raises InputError if `root` holds no clip, or `dataset` cannot be a root's name.
+    Raises InputError if `root` holds no clip, a csv file names one elsewhere than below its folder, or `dataset` cannot
+    be a root's name.
     """
     check_roots({dataset: root})
     root = storage.absolute(root)
-    if root.lower().endswith(".csv"):
+    if root.lower().endswith(".csv") and not os.path.isdir(root) and not storage.list(root):
         return _csv_listing(root, dataset)
-    names = storage.list(root)
+    names = files_below(root)
     if released_layout.label_files(names):
         return released_layout.read(root, names, dataset=dataset)
     return _category_listing(root, names, dataset)
@@ -47,8 +52,15 @@ def _csv_listing(uri: str, dataset: str) -> Listing:
         raise InputError(f"{uri} holds no clip: it has a header and no line below it; give at least one clip.")
     for row in rows:
         for column in ("video_path", "audio_path"):
-            if row[column] is not None:
-                row[column] = f"{dataset}/{row[column]}"
+            path = row[column]
+            if path is None:
+                continue
+            if any(part in ("", ".", "..") for part in path.split("/")):
+                raise InputError(
+                    f"clip {row['clip_id']!r} in {uri} has {column} {path!r}; give its path relative to the folder "
+                    f"{folder}, such as 'clips/a.mp4', without './' or '../'."
+                )
+            row[column] = f"{dataset}/{path}"
     return Listing(rows=rows, unfit=[], roots={dataset: folder})
 
 
@@ -70,6 +82,8 @@ def _category_listing(root: str, names: list[str], dataset: str) -> Listing:
 
 def _unfit_reason(name: str) -> str | None:
     folder = name.partition("/")[0]
+    if name.rpartition("/")[2].startswith("."):
+        return "a hidden file, as macOS leaves one beside every file"
     if "/" not in name or folder not in (*CATEGORY_FOLDERS, *CATEGORIES):
         return "below no category folder"
     if not name.lower().endswith(VIDEO_SUFFIXES):

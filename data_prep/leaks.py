@@ -59,6 +59,10 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         for head, *cells in table
     ]
     leaks = [f"leak: {leak['sentence']}" for leak in summary["leaks"]]
+    used = [split for split in SPLITS if summary[split]["clips"]]
+    if len(used) < 2 and not leaks:
+        where = f"all clips that have a split are in {used[0]}" if used else "no clip has a split"
+        leaks = [f"There is nothing to compare: {where}."]
     return [*lines, *(leaks or ["No leak was found between the splits."])]
 
 
@@ -107,6 +111,17 @@ def _identity_in_training(parts: _Splits) -> list[Leak]:
     return leaks
 
 
+def _test_identity_in_dev(parts: _Splits) -> list[Leak]:
+    """Dev chooses among networks: what is chosen on the people of test does not say how it does on others."""
+    known = {identity for row in parts["dev"] for identity in _identities(row)}
+    found = sum(not known.isdisjoint(_identities(row)) for row in parts["test"])
+    sentence = (
+        f"{_share(found, len(parts['test']) or 1)} clips of test name, as subject or target, an identity that occurs "
+        f"in dev as subject or target."
+    )
+    return _leak("test_identity_in_dev", found, sentence)
+
+
 def _target_is_training_subject(parts: _Splits) -> list[Leak]:
     known = _subjects(parts["train"])
     leaks: list[Leak] = []
@@ -147,6 +162,33 @@ def _method_seen_in_training(parts: _Splits) -> list[Leak]:
         f"({', '.join(sorted(found))}), but share a part of it with training clips: {', '.join(sorted(shared))}."
     )
     return _leak("method_seen_in_training", clips, sentence)
+
+
+def _method_perhaps_seen_in_training(parts: _Splits) -> list[Leak]:
+    """Voices of test that train has not, where clips of category D in train do not name the making of their sound.
+
+    FakeAVCeleb names no voice method for D, whose sound is cloned all the same.
+    """
+    fakes = [row for part in parts.values() for row in part if _is_fake(row) and row["method"] is not None]
+    voices = _parts_of(row for row in fakes if row["category"] == "B")
+    held_out = voices - _parts_of(row for row in fakes if row["split"] == "train")
+    tested = [row for row in fakes if row["split"] == "test" and components_of(row["method"]) & held_out]
+    datasets = {row["dataset"] for row in tested}
+    unnamed = sum(
+        row["category"] == "D" and row["dataset"] in datasets and not components_of(row["method"] or "") & voices
+        for row in parts["train"]
+    )
+    names = ", ".join(sorted(held_out & _parts_of(tested)))
+    sentence = (
+        f"The method of {unnamed} training clips of category D names no method of fake sound, though their sound is "
+        f"fake: it may have been made like that of {len(tested)} fakes of test, by {names}, which training never names."
+    )
+    return _leak("method_perhaps_seen_in_training", len(tested) if unnamed else 0, sentence)
+
+
+def _parts_of(fakes: Iterable[Row]) -> frozenset[str]:
+    """What the methods of these fakes are made of; each must have one."""
+    return frozenset[str]().union(*(components_of(row["method"]) for row in fakes))
 
 
 def _same_file_in_two_splits(parts: _Splits) -> list[Leak]:
@@ -206,9 +248,11 @@ def _same_name_in_two_datasets(parts: _Splits) -> list[Leak]:
 _FINDERS: tuple[Callable[[_Splits], list[Leak]], ...] = (
     _subject_in_two_splits,
     _identity_in_training,
+    _test_identity_in_dev,
     _target_is_training_subject,
     _target_unknown,
     _method_seen_in_training,
+    _method_perhaps_seen_in_training,
     _same_file_in_two_splits,
     _children,
     _same_name_in_two_datasets,

@@ -54,7 +54,7 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 _REQUIRED = tuple(column.name for column in MANIFEST_SCHEMA if not column.nullable)
 _INTEGERS = ("label", "fold")
 _STEM_SEPARATORS = "_-. "
-_LIKE_PARENT = ("category", "dataset", "subject", "target", "split")
+_LIKE_PARENT = ("video_path", "audio_path", "category", "dataset", "subject", "target", "method", "split", "fold")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +103,16 @@ def leading_token(name: str) -> str:
     for separator in _STEM_SEPARATORS:
         token = token.split(separator)[0]
     return token or name
+
+
+def files_below(root: str) -> list[str]:
+    """Sorted paths of all files below `root`, relative to it. Raises InputError if there are none."""
+    names = storage.list(root)
+    if not names:
+        raise InputError(
+            f"{root} holds no clip: it does not exist, is no folder, or is empty; give the folder of the data set."
+        )
+    return names
 
 
 class PathResolver:
@@ -172,8 +182,8 @@ def resolve_path(roots: Mapping[str, str], path: str) -> str:
 def read_manifest_csv(uri: str) -> list[Row]:
     """Rows of a csv file with a header of MANIFEST_COLUMNS; an empty field is null, an absent column all null.
 
-    Raises InputError for unknown or missing columns and for a label or fold that is no integer. Everything else is
-    checked by `write_manifest`.
+    Raises InputError for unknown, missing or repeated columns and for a label or fold that is no integer. Everything
+    else is checked by `write_manifest`.
     """
     try:
         text = storage.read(uri).decode("utf-8-sig")
@@ -186,6 +196,8 @@ def read_manifest_csv(uri: str) -> list[Row]:
         header = reader.fieldnames or []
         for name in [name for name in header if name not in MANIFEST_COLUMNS]:
             raise InputError(f"{uri} has an unknown column {name!r}; known are {', '.join(MANIFEST_COLUMNS)}.")
+        for name in [name for name in header if header.count(name) > 1]:
+            raise InputError(f"{uri} has the column {name!r} twice; leave one of them.")
         for name in [name for name in _REQUIRED if name not in header]:
             raise InputError(f"{uri} has no column {name!r}; it needs {', '.join(_REQUIRED)}.")
         return [_csv_row(record, f"{uri} line {reader.line_num}") for record in reader]
@@ -207,22 +219,30 @@ def _csv_row(record: dict[str, Any], place: str) -> Row:
 
 
 def read_manifest(uri: str) -> Manifest:
-    """The manifest at directory `uri`. Raises InputError if there is none or it was changed since it was written."""
+    """The manifest at directory `uri`; a column that an older one lacks is null.
+
+    Raises InputError if there is none or it was changed since it was written.
+    """
     meta = boxes.read_meta(uri, boxes.MANIFEST)
     name = storage.join(uri, MANIFEST_NAME)
     if hashlib.sha256(storage.read(name)).hexdigest() != meta.files[MANIFEST_NAME]:
         raise InputError(f"{name} was changed after it was written; make the manifest again.")
-    return Manifest(rows=boxes.read_table(name).to_pylist(), roots=meta.extra["roots"], meta=meta)
+    rows = [dict.fromkeys(MANIFEST_COLUMNS) | row for row in boxes.read_table(name).to_pylist()]
+    return Manifest(rows=rows, roots=meta.extra["roots"], meta=meta)
 
 
 def merge_manifests(uris: Sequence[str]) -> Listing:
     """The rows and roots of the manifests at `uris`, in their order.
 
-    Raises InputError if two of them place one root differently or list one clip_id; the rest is `write_manifest`'s.
+    Raises InputError if one is given twice, or two of them place one root differently or list one clip_id; the rest is
+    `write_manifest`'s.
     """
     listing = Listing(rows=[], unfit=[], roots={})
     origin: dict[str, str] = {}
-    for uri in uris:
+    places = [storage.absolute(uri).rstrip("/") for uri in uris]
+    for uri, place in zip(uris, places, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{uri} is given twice; leave one out.")
         manifest = read_manifest(uri)
         for name, root in manifest.roots.items():
             if listing.roots.setdefault(name, root) != root:
@@ -351,6 +371,10 @@ def _check_types(row: Row) -> None:
                 raise InputError(f"clip {clip_id!r} has {name} {value!r}; give an integer from 0.")
         elif not isinstance(value, str) or not _is_text(value):
             raise InputError(f"clip {clip_id!r} has {name} {value!r}; give a text in UTF-8.")
+    if not all(targets_of(row)):
+        raise InputError(
+            f"clip {clip_id!r} has target {row['target']!r}; give one identity, or several joined by '+', none empty."
+        )
 
 
 def _is_text(value: str) -> bool:

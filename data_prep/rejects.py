@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+MOST_TIMEOUT_S = 86_400
+"""A day: the longest that a clip may be given, after which it is rejected: timeout. No timer overflows with it."""
+
 
 class RejectReason(StrEnum):
     """What is wrong with a clip; thresholds are fields of `clip.PrepareConfig`."""
@@ -47,3 +50,8 @@ class RejectedError(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = " ".join(detail.split())
+
+
+def unreadable(detail: str) -> RejectedError:
+    """The error for a file that is damaged where it is needed."""
+    return RejectedError(RejectReason.UNREADABLE, detail)

@@ -24,7 +24,9 @@ def folds_plan(rows: Sequence[Row], *, fold: int, seed: int) -> Plan:
     """
     traits = subject_traits(rows)
     if len(traits) < 2 * NUM_FOLDS:
-        raise InputError(f"{NUM_FOLDS} folds need at least {2 * NUM_FOLDS} subjects, there are {len(traits)}.")
+        raise InputError(
+            f"{NUM_FOLDS} folds need at least {2 * NUM_FOLDS} subjects, there are {len(traits)}; give another --split."
+        )
     fold_of = _deal(traits, seed)
     drawn, notes = _draw(rows, fold_of, seed)
     folds = [fold_of[subject_of(row)] if index in drawn else None for index, row in enumerate(rows)]
@@ -34,22 +36,17 @@ def folds_plan(rows: Sequence[Row], *, fold: int, seed: int) -> Plan:
         f"{len(drawn)} of {len(rows)} clips are drawn for the folds.",
     )
     return Plan(
-        splits=fold_splits(rows, folds, fold, seed=seed),
+        splits=_fold_splits(rows, folds, fold, seed=seed),
         reasons=[NOT_DRAWN if own is None else None for own in folds],
         notes=notes,
         folds=folds,
     )
 
 
-def fold_splits(rows: Sequence[Row], folds: Sequence[int | None], fold: int, *, seed: int) -> list[str | None]:
-    """The split of each row when `fold` is the test set; folds: that of each row, null for clips that are not used.
-
-    Raises InputError if fewer than 2 subjects are left for train and dev.
-    """
+def _fold_splits(rows: Sequence[Row], folds: Sequence[int | None], fold: int, *, seed: int) -> list[str | None]:
+    """The split of each row when `fold` is the test set; folds: that of each row, null for clips that are not used."""
     chosen = [(row, own) for row, own in zip(rows, folds, strict=True) if own is not None]
     training = subject_traits(row for row, own in chosen if own != fold)
-    if len(training) < 2:
-        raise InputError(f"fold {fold} leaves too few subjects for train and dev ({len(training)}); they need 2.")
     # Each fold cuts its own dev part: with one rank for all, the same subjects would be dev again and again.
     fold_seed = int.from_bytes(rank(seed, "dev", str(fold))[:8])
     dev = set(choose(training, max(1, round(DEV_PART * len(training))), fold_seed))

@@ -112,7 +112,9 @@ def cross_plan(
     for option, names in (("train_datasets", train_datasets), ("test_datasets", test_datasets)):
         for name in names:
             if name not in known:
-                raise InputError(f"{option} names {name!r}, known data sets are: {', '.join(sorted(known))}.")
+                raise InputError(
+                    f"{option} names {name!r}, known data sets are: {', '.join(sorted(known))}; give some of them."
+                )
     traits = subject_traits(rows)
     trained = {identity: traits[identity] for identity in traits if identity[0] in train_datasets}
     shared = {identity: traits[identity] for identity in trained if identity[0] in test_datasets}
@@ -121,11 +123,13 @@ def cross_plan(
     if num_test == 0 and set(test_datasets) <= set(train_datasets):
         raise InputError("test is 0, but every data set for test is trained on, too; give test some of its subjects.")
     if num_test > len(shared):
-        raise InputError(f"test is {num_test}, but the data sets on both lists have only {len(shared)} subjects.")
+        raise InputError(
+            f"test is {num_test}, but the data sets on both lists have only {len(shared)} subjects; give fewer."
+        )
     if num_dev + num_test >= len(trained):
         raise InputError(
             f"a split of {num_dev} dev and {num_test} test subjects leaves none of {len(trained)} to train on; "
-            f"take fewer."
+            f"give a smaller --dev and --test."
         )
     split_of = {identity: "test" for identity in traits if identity[0] in test_datasets}
     split_of |= dict.fromkeys(trained, "train") | dict.fromkeys(choose(shared, num_test, seed), "test")

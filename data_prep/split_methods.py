@@ -71,7 +71,7 @@ def _check(rows: Sequence[Row], test_methods: Sequence[str]) -> None:
 
 
 def _notes(rows: Sequence[Row], splits: Sequence[str | None]) -> list[str]:
-    """What the names of the methods cannot keep apart."""
+    """Which parts of the tested methods training shows, too."""
     used = list(zip(rows, splits, strict=True))
     seen = {row["method"] for row, split in used if split == "train" and row["label"] == 1}
     seen_parts = frozenset[str]().union(*map(components_of, seen))
@@ -81,17 +81,5 @@ def _notes(rows: Sequence[Row], splits: Sequence[str | None]) -> list[str]:
         names = ", ".join(sorted(frozenset[str]().union(*shared)))
         notes.append(
             f"{sum(map(bool, shared))} of {len(shared)} test fakes also contain a method that training shows: {names}."
-        )
-    # FakeAVCeleb names no voice method for D, whose sound is cloned all the same.
-    voices = {row["method"] for row in rows if row["category"] == "B" and row["method"] is not None}
-    voice_parts = frozenset[str]().union(*map(components_of, voices))
-    unnamed = sum(
-        split == "train" and row["category"] == "D" and not components_of(row["method"]) & voice_parts
-        for row, split in used
-    )
-    if unnamed and any(split == "test" and row["category"] == "B" for row, split in used):
-        notes.append(
-            f"The method of {unnamed} training clips of category D names no method of fake sound, though their sound "
-            f"is fake: it may have been made as the held-out sound was."
         )
     return notes

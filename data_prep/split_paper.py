@@ -42,7 +42,7 @@ def paper_plan(rows: Sequence[Row], *, seed: int) -> Plan:
         "The paper's split is reconstructed: its 50,742 / 10,718 / 8,963 clips are counts after augmentation of train "
         "and dev, and it does not say how it split; here every subject is in one split, and train, dev and test have "
         + ", ".join(f"{reached[split] / len(rows):.2%}" for split in PAPER_SHARES)
-        + " of the clips, for 67.3, 14.2 and 18.5 %."
+        + " of the clips, where the paper has 67.3, 14.2 and 18.5 %."
     )
     return Plan(splits=splits, reasons=[None] * len(rows), notes=[note])
 

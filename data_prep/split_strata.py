@@ -86,7 +86,7 @@ def assign(traits: Traits, *, num_dev: int, num_test: int, seed: int) -> dict[Id
     if num_dev + num_test >= len(traits):
         raise InputError(
             f"a split of {num_dev} dev and {num_test} test subjects leaves none of {len(traits)} to train on; "
-            f"take fewer."
+            f"give smaller --dev and --test, or --split none."
         )
     split_of = dict.fromkeys(traits, "train") | dict.fromkeys(choose(traits, num_test, seed), "test")
     left = {identity: traits[identity] for identity in traits if split_of[identity] == "train"}

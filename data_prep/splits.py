@@ -11,11 +11,11 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from data_prep.manifest import CATEGORIES, SPLITS, Row
-from data_prep.split_folds import NUM_FOLDS, fold_splits, folds_plan
+from data_prep.split_folds import NUM_FOLDS, folds_plan
 from data_prep.split_identities import cross_plan, split_subjects, subject_plan, subject_target_plan
 from data_prep.split_methods import method_plan
 from data_prep.split_paper import paper_plan
-from data_prep.split_strata import Plan, by_subject, subject_of, subject_traits
+from data_prep.split_strata import Plan, by_subject, subject_traits
 from data_prep.storage import InputError
 
 Protocol = Literal["subject", "subject-target", "method", "folds", "paper", "cross", "none"]
@@ -42,9 +42,10 @@ class SplitConfig:
     methods seen in test alone; folds: MRDF's 5 folds of balanced categories; paper: shares of clips as in the paper;
     cross: test on other data sets; none: no split."""
     dev: float = 0.2
-    """Share of the subjects for dev, or their number from 1 on."""
+    """Share of the subjects for dev, or their number from 1 on (subject, subject-target, method, cross)."""
     test: float = 0.2
-    """Share of the subjects for test, or their number from 1 on (cross: of those of data sets on both lists)."""
+    """Share of the subjects for test, or their number from 1 on (subject, subject-target, method; cross: of those of
+    data sets on both lists, else without effect)."""
     seed: int = 0
     """Seed of every random choice of the split."""
     test_methods: tuple[str, ...] = ()
@@ -178,39 +179,6 @@ def _missing_categories(rows: Sequence[Row]) -> list[str]:
         if lacking and any(row["category"] == category for row in rows):
             notes.append(f"There is no clip of category {category} in {' and '.join(lacking)}.")
     return notes
-
-
-def with_fold(rows: Sequence[Row], fold: int, *, seed: int) -> list[Row]:
-    """Copies of `rows`, split anew from their fold column: `fold` is test, a part of the other folds' subjects dev.
-
-    With the seed of the split that set the folds, this is what `split_rows` gives for that fold. `rows` must be those
-    of the whole manifest; clips without a fold get split null.
-
-    Raises InputError if no clip has this fold, if one subject has clips in two folds, if too few subjects have other
-    folds, and for a child whose parent is in test or not used.
-    """
-    originals = [row for row in rows if not _is_child(row)]
-    folds = [row["fold"] for row in originals]
-    known = sorted({own for own in folds if own is not None})
-    if fold not in known:
-        listed = ", ".join(map(str, known)) or "none"
-        raise InputError(f"fold is {fold}, but the manifest has the folds: {listed}; make it with split 'folds'.")
-    _check_folds(originals)
-    splits = fold_splits(originals, folds, fold, seed=seed)
-    decided = {
-        row["clip_id"]: {"split": split, "fold": own} for row, split, own in zip(originals, splits, folds, strict=True)
-    }
-    return _with_children(rows, decided, unsplit=False)
-
-
-def _check_folds(rows: Sequence[Row]) -> None:
-    fold_of: dict[tuple[str, str], int] = {}
-    for row in rows:
-        if row["fold"] is not None and fold_of.setdefault(subject_of(row), row["fold"]) != row["fold"]:
-            raise InputError(
-                f"clip {row['clip_id']!r} has fold {row['fold']}, but other clips of its subject {row['subject']!r} "
-                f"have fold {fold_of[subject_of(row)]}; make the manifest again."
-            )
 
 
 def split_by_subject(

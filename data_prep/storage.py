@@ -6,7 +6,7 @@ Nothing is ever renamed on S3, and no listing is cached: another process may wri
 
 Endpoint and credentials of S3 come from the environment (AWS_*) and appear in no message. Every function raises
 InputError where they are missing or refused, or where there is no such bucket, and UnreachableError where S3 does not
-answer after some seconds of attempts.
+answer after some seconds of attempts, or breaks off.
 """
 
 import builtins
@@ -21,8 +21,6 @@ import fsspec
 
 _S3 = "s3://"
 _TEMPORARY_SUFFIX = ".tmp"
-
-
 _BAD_CREDENTIALS = (
     "ExpiredToken",
     "InvalidAccessKeyId",
@@ -32,6 +30,8 @@ _BAD_CREDENTIALS = (
     "TokenRefreshRequired",
 )
 """S3's error codes that say that the credentials themselves are wrong, whatever they are used for."""
+_OVERLOADED = ("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "500", "503")
+"""S3's error codes that say that it cannot answer now, after all attempts."""
 _CREATE_ATTEMPTS = 10
 
 
@@ -40,7 +40,7 @@ class InputError(ValueError):
 
 
 class UnreachableError(RuntimeError):
-    """Nothing answers where S3 should be; the same call may succeed later."""
+    """S3 does not answer, or not now; the same call may succeed later."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -152,12 +152,13 @@ def _s3(uri: str, *, key: bool = False) -> Iterator[Any]:
     bucket, _, name = uri.removeprefix(_S3).rstrip("/").partition("/")
     if not bucket or (key and not name):
         raise InputError(f"{uri!r} names no object of a bucket; give s3://bucket/key.")
-    # s3fs, which takes a second to load, loads it too: local paths need not wait for it.
+    # s3fs, which takes a second to load, loads them too: local paths need not wait for it.
+    import aiohttp
     from botocore import exceptions
 
     try:
         yield fsspec.filesystem("s3", use_listings_cache=False)
-    except (exceptions.ConnectionError, exceptions.HTTPClientError):
+    except (exceptions.ConnectionError, exceptions.HTTPClientError, aiohttp.ClientError):
         raise UnreachableError(f"{uri}: S3 does not answer; check the network and AWS_ENDPOINT_URL.") from None
     except exceptions.ParamValidationError:
         raise InputError(f"{uri!r} is no name that S3 allows; give s3://bucket/key.") from None
@@ -176,19 +177,23 @@ def _s3(uri: str, *, key: bool = False) -> Iterator[Any]:
             raise
         raise InputError(f"{uri} cannot be reached: AWS_ENDPOINT_URL is no address; correct or unset it.") from None
     except OSError as error:
-        refused = _refused(uri, _code(error))
-        if refused is None:
+        told = _told(uri, _code(error), isinstance(error, PermissionError))
+        if told is None:
             raise
-        raise refused from None
+        raise told from None
 
 
-def _refused(uri: str, code: str) -> InputError | None:
-    """The error for S3's answer `code`, if it is about more than the one object."""
+def _told(uri: str, code: str, is_forbidden: bool) -> InputError | UnreachableError | None:
+    """The error for S3's answer `code`, if it is not one about the object itself."""
     if code == "NoSuchBucket":
         bucket = uri.removeprefix(_S3).partition("/")[0]
         return InputError(f"{uri}: there is no bucket {bucket!r}; make it, or correct the name or AWS_ENDPOINT_URL.")
     if code in _BAD_CREDENTIALS:
         return InputError(f"{uri}: S3 refuses the credentials ({code}); correct the AWS_* environment variables.")
+    if code and is_forbidden:
+        return InputError(f"{uri}: S3 does not allow it ({code}); give these credentials the right, or use others.")
+    if code in _OVERLOADED:
+        return UnreachableError(f"{uri}: S3 cannot answer now ({code}); try again later.")
     return None
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from data_prep import storage
-from data_prep.manifest import VIDEO_SUFFIXES, Listing, PathResolver, Row, check_roots, clip_row
+from data_prep.manifest import VIDEO_SUFFIXES, Listing, PathResolver, Row, check_roots, clip_row, files_below
 from data_prep.storage import InputError
 
 SWAN = "SWAN"
@@ -130,7 +130,8 @@ def swan_df_manifest(root: str, swan_root: str, *, dataset: str = "SWAN-DF") -> 
     if not fakes:
         folders = ", ".join([*RESOLUTIONS, VOICES])
         raise InputError(
-            f"{root} holds no fake of SWAN-DF: no file lies at <folder>/<subject>/<file>, one of {folders}."
+            f"{root} holds no fake of SWAN-DF: none of its {len(listing.unfit)} files lies at "
+            f"<folder>/<subject>/<file> with a folder {folders}; give the folder that holds these."
         )
     recordings = _recordings(listing, paths, {fake.name.recording for fake in fakes})
     if not recordings:
@@ -144,14 +145,20 @@ def swan_df_manifest(root: str, swan_root: str, *, dataset: str = "SWAN-DF") -> 
 
 def _fakes(listing: Listing, paths: PathResolver, dataset: str) -> list[_File]:
     found: list[_File] = []
-    for path in storage.list(listing.roots[dataset]):
+    seen: dict[tuple[str, str], str] = {}
+    for path in files_below(listing.roots[dataset]):
         parts = path.split("/")
         name = parse(parts[-1].rpartition(".")[0])
         reason = _fault_of_fake(parts, name) or paths.fault(f"{dataset}/{path}")
         if name is None or reason:
             listing.unfit.append((f"{dataset}/{path}", str(reason)))
+            continue
+        file = _File(f"{dataset}/{path}", parts[-3], name)
+        if (file.folder, file.stem) in seen:
+            listing.unfit.append((file.path, f"a second copy of {seen[file.folder, file.stem]}"))
         else:
-            found.append(_File(f"{dataset}/{path}", parts[-3], name))
+            seen[file.folder, file.stem] = file.path
+            found.append(file)
     return found
 
 
@@ -179,7 +186,7 @@ def _without_kind(field: str) -> str:
 def _recordings(listing: Listing, paths: PathResolver, needed: set[str]) -> dict[str, _File]:
     """Recording -> its file. needed: recordings that fakes were made from."""
     found: dict[str, _File] = {}
-    for path in storage.list(listing.roots[SWAN]):
+    for path in files_below(listing.roots[SWAN]):
         file = path.rpartition("/")[2]
         name = parse(file.rpartition(".")[0])
         reason = _fault_of_recording(file, name, needed) or paths.fault(f"{SWAN}/{path}")

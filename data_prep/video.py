@@ -9,7 +9,7 @@ from av.sidedata.sidedata import SideData
 from av.video.reformatter import VideoReformatter
 
 from data_prep.container import Sink
-from data_prep.rejects import RejectedError, RejectReason
+from data_prep.rejects import unreadable
 
 _CLOCK_TOLERANCE_S = 1e-5
 """Time stamps are multiples of the container's clock, rounded: a frame due at t may be stamped a little after it."""
@@ -116,7 +116,7 @@ class FrameCollector:
         if self._shown is None:
             first = self._times[0]
             if first < time - _GAP_TOLERANCE_S:
-                raise _unreadable(f"the picture begins at {time:.2f} s, after {first:.2f} s")
+                raise unreadable(f"the picture begins at {time:.2f} s, after {first:.2f} s")
             self._shown = time, frame
         elif time < self._shown[0]:
             return  # Out of order: no player would show it.
@@ -130,14 +130,14 @@ class FrameCollector:
         Raises RejectedError: unreadable, if the stream ended before the last of `times_s`.
         """
         if self._shown is None:
-            raise _unreadable("no picture can be decoded")
+            raise unreadable("no picture can be decoded")
         time, frame = self._shown
         held = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else self._interval
         end = time + max(held, self._interval)
         while not self.done:
             wanted = self._times[len(self._pictures)]
             if wanted > end + _GAP_TOLERANCE_S:
-                raise _unreadable(f"the picture breaks off at {end:.2f} s, before {wanted:.2f} s")
+                raise unreadable(f"the picture breaks off at {end:.2f} s, before {wanted:.2f} s")
             self._keep_shown()
         return self._pictures
 
@@ -148,11 +148,7 @@ class FrameCollector:
             self._pictures.append(self._pictures[-1])
             return
         if frame.is_corrupt:
-            raise _unreadable(f"the picture at {time:.2f} s is damaged")
+            raise unreadable(f"the picture at {time:.2f} s is damaged")
         height, width = self._pictures[0].image.shape[:2] if self._pictures else (frame.height, frame.width)
         converted = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
         self._pictures.append(Picture(time, converted.to_ndarray()))
-
-
-def _unreadable(detail: str) -> RejectedError:
-    return RejectedError(RejectReason.UNREADABLE, detail)

@@ -20,6 +20,8 @@ from data_prep.container import Sink
 _CODER_CLOCK = Fraction(1, 25)
 """Ticks of the coder, one per frame. The true time stamps wait outside, so a coder cannot round or refuse them."""
 _PIXEL_FORMAT = "yuv420p"
+_X264_OPTIONS = {"preset": "veryfast", "x264-params": "cpu-independent=1"}
+"""What x264 does otherwise on some processors it leaves: on those with AVX-512 it reads memory that nobody wrote."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +173,7 @@ class _Recoder:
     def _open(self, width: int, height: int) -> None:
         self._size = width, height
         if self._codec == "h264":
-            name, options = "libx264", {"crf": str(self._quality), "preset": "veryfast"}
+            name, options = "libx264", {"crf": str(self._quality)} | _X264_OPTIONS
         else:
             name, options = "mpeg4", {"qmin": str(self._quality), "qmax": str(self._quality)}
         encoder, decoder = av.CodecContext.create(name, "w"), av.CodecContext.create(self._codec, "r")

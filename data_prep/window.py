@@ -20,7 +20,7 @@ from data_prep import audio, container
 from data_prep.audio import SoundCollector
 from data_prep.container import Sink, Skipper
 from data_prep.file_facts import FileFacts
-from data_prep.rejects import RejectedError, RejectReason
+from data_prep.rejects import RejectedError, RejectReason, unreadable
 from data_prep.video import FirstFrame, FrameCollector, FrameShape, Picture
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def _shown(pictures: list[Picture], shape: FrameShape) -> list[np.ndarray]:
 
 def _shape(first: FirstFrame) -> FrameShape:
     if first.shape is None:
-        raise RejectedError(RejectReason.UNREADABLE, "no picture can be decoded")
+        raise unreadable("no picture can be decoded")
     return first.shape
 
 

@@ -39,7 +39,11 @@ CHANCE_SHARE = 0.05
 # With more sizes than these, which differ by single pixels, a picture's size is its area.
 _MOST_SIZES = 30
 _FEW_SUBJECTS = 20
+# Of fewer subjects of a class neither the bootstrap nor the normal distribution says how sure a shortcut is.
+_LEAST_SUBJECTS_FOR_SURE = 5
+_TWO_SIDED = NormalDist().inv_cdf(0.975)
 _READERS = 8
+_MOST_DIGITS = 6  # to which `fact_auc` rounds
 _REENCODE = "encode all clips alike, or augment their codecs and bit rates ('stgs augment')"
 _TRIM = "prepare with --trim-silence"
 
@@ -59,7 +63,12 @@ FACTS = {
     "duration_s": Fact(
         "duration", ("duration_s",), "see that no clip is shorter than the window (--window-s): those are repeated"
     ),
-    "loudness_dbfs": Fact("loudness", ("loudness_dbfs",), "augment the gain of real and fake clips ('stgs augment')"),
+    "loudness_dbfs": Fact(
+        "loudness",
+        ("loudness_dbfs",),
+        "a network does not see it in spectrograms normalised clip by clip, the default; for others, augment the gain "
+        "of real and fake clips ('stgs augment')",
+    ),
     "bit_rate": Fact("bit rate", ("bit_rate",), _REENCODE),
     "file_bytes": Fact("file size", ("file_bytes",), _REENCODE),
     "fps": Fact("frame rate", ("fps",), "encode all clips at one frame rate, or augment it ('stgs augment')"),
@@ -134,12 +143,13 @@ def audit_manifest(
     rows, roots: of the manifest; augmented clips, which share their parent's file, are audited by their augmentation's
     name alone. clip_timeout: seconds that a file may take. processes: that read files at the same time.
 
-    Returns what `audit_corpus` does, without a digest, and with refused: reason -> files that cannot be read.
+    Returns what `audit_corpus` does, without a digest, and with refused: reason -> files that cannot be read, and
+    refused_clips: a list of {clip_id, reason, detail} of them.
     """
     if processes < 1:
         raise InputError(f"processes is {processes}, but at least 1 is needed.")
     originals = [row for row in rows if row["augmentation"] is None]
-    found: list[FileFacts | RejectReason] = []
+    found: list[FileFacts | RejectedError] = []
     with progress_bar("audit", len(originals), "file", progress) as bar:
         for answer in _probe_all(originals, roots, clip_timeout, processes):
             found.append(answer)
@@ -147,9 +157,11 @@ def audit_manifest(
     by_clip = {
         row["clip_id"]: answer
         for row, answer in zip(originals, found, strict=True)
-        if not isinstance(answer, RejectReason)
+        if not isinstance(answer, RejectedError)
     }
-    clips = [row for row in rows if row["clip_id"] in by_clip or row["augmentation"] is not None]
+    clips = [
+        row for row in rows if (row["clip_id"] if row["augmentation"] is None else row["parent_clip_id"]) in by_clip
+    ]
     files = [by_clip.get(row["clip_id"]) for row in clips]
     facts = {key: [None if file is None else _file_fact(key, file) for file in files] for key in _PROBED}
     facts[AUGMENTATION] = [row["augmentation"] for row in clips]
@@ -158,8 +170,14 @@ def audit_manifest(
         for key in FACTS
         if key not in facts
     }
-    refused = Counter(str(answer) for answer in found if isinstance(answer, RejectReason))
-    return {"version": VERSION, **_audit(clips, facts, skipped), "refused": dict(sorted(refused.items()))}
+    refused = [
+        {"clip_id": row["clip_id"], "reason": str(answer.reason), "detail": answer.detail}
+        for row, answer in zip(originals, found, strict=True)
+        if isinstance(answer, RejectedError)
+    ]
+    reasons = Counter(item["reason"] for item in refused)
+    audit = _audit(clips, facts, skipped)
+    return {"version": VERSION, **audit, "refused": dict(sorted(reasons.items())), "refused_clips": refused}
 
 
 def _file_fact(key: str, file: FileFacts) -> Any:
@@ -168,21 +186,21 @@ def _file_fact(key: str, file: FileFacts) -> Any:
 
 def _probe_all(
     rows: Sequence[Row], roots: Mapping[str, str], clip_timeout: float, processes: int
-) -> Iterator[FileFacts | RejectReason]:
+) -> Iterator[FileFacts | RejectedError]:
     """What the header of each clip's file says, or why it cannot be read, in the order of `rows`."""
     idle: SimpleQueue[Decoder] = SimpleQueue()
 
-    def probe(row: Row) -> FileFacts | RejectReason:
+    def probe(row: Row) -> FileFacts | RejectedError:
         try:
             video = resolve_path(roots, row["video_path"])
             sound = None if row["audio_path"] is None else resolve_path(roots, row["audio_path"])
-        except InputError:  # a path that leaves its root since the manifest was written, by a symbolic link
-            return RejectReason.UNREADABLE
+        except InputError as error:  # a path that leaves its root since the manifest was written, by a symbolic link
+            return RejectedError(RejectReason.UNREADABLE, str(error))
         decoder = idle.get()
         try:
             return decoder.probe(video, sound)
         except RejectedError as rejected:
-            return rejected.reason
+            return rejected
         finally:
             idle.put(decoder)
 
@@ -215,9 +233,7 @@ def _audit(
             fake = category[chosen] != "A"
             results[key][name] = fact_auc(numbers[chosen], fake, subject[chosen].tolist(), categories=categories)
     # A fact that is the same everywhere cannot be above chance by chance.
-    tests = sum(
-        _is_measured(result) and result["low"] < result["high"] for row in results.values() for result in row.values()
-    )
+    tests = sum(_is_measured(result) and _null_error(result) > 0 for row in results.values() for result in row.values())
     return {
         "clips": len(clips),
         "subjects": len(set(subject)),
@@ -243,17 +259,28 @@ def loud_facts(facts: Mapping[str, Mapping[str, Any]], tests: int) -> dict[str, 
     """The facts of an audit of which an interval lies above 0.5, and whether one does for sure, not just by chance.
 
     Sure is what lies above by the normal distribution when the share of false alarms is divided by the number of tests
-    (Bonferroni).
+    (Bonferroni), by the greater of its two standard errors, and with enough subjects.
     """
     distance = NormalDist().inv_cdf(1 - CHANCE_SHARE / (2 * max(tests, 1)))
     loud = {}
     for key, row in facts.items():
         above = _above(row).values()
         if above:
-            errors = [(result["high"] - result["low"]) / (2 * NormalDist().inv_cdf(0.975)) for result in above]
-            sure = [result["auc"] - distance * error > CHANCE for result, error in zip(above, errors, strict=True)]
-            loud[key] = any(sure)
+            loud[key] = any(_is_sure(result, distance) for result in above)
     return loud
+
+
+def _is_sure(result: Mapping[str, Any], distance: float) -> bool:
+    """Whether an AUC is above 0.5 by `distance` standard errors, and both classes have enough subjects."""
+    error = max((result["high"] - result["low"]) / (2 * _TWO_SIDED), _null_error(result))
+    return bool(
+        result.get("least_subjects", 0) >= _LEAST_SUBJECTS_FOR_SURE and result["auc"] - distance * error > CHANCE
+    )
+
+
+def _null_error(result: Mapping[str, Any]) -> float:
+    """Of an AUC; audits of another version of this program may lack it."""
+    return float(result.get("null_error", 0.0))
 
 
 def _above(row: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -261,8 +288,14 @@ def _above(row: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]
 
 
 def is_above(result: Mapping[str, Any]) -> bool:
-    """Whether an interval of an audit lies above 0.5."""
-    return _is_measured(result) and bool(result["low"] > CHANCE)
+    """Whether an interval of an audit lies above 0.5, and its AUC beyond those that a fact without meaning gives.
+
+    The second matters for values that few clips have: where none of these is real, no resample of the bootstrap has a
+    real one, and its interval is too narrow.
+    """
+    if not _is_measured(result):
+        return False
+    return bool(min(result["low"], result["auc"] - _TWO_SIDED * _null_error(result)) > CHANCE)
 
 
 def _shortcut(fact: Fact, row: Mapping[str, Mapping[str, Any]], sure: bool) -> str:
@@ -286,10 +319,16 @@ def fact_name(key: str) -> str:
 
 
 def interval_text(result: Mapping[str, Any]) -> str:
-    """An AUC with its interval, e.g. 0.993 [0.977, 1.000]; a dash where there is none."""
+    """An AUC with its interval, e.g. 0.993 [0.977, 1.000]; a dash where there is none.
+
+    An interval that lies above 0.5 has as many digits as show it.
+    """
     if not _is_measured(result):
         return "-"
-    return f"{result['auc']:.3f} [{result['low']:.3f}, {result['high']:.3f}]"
+    digits = 3
+    while digits < _MOST_DIGITS and result["low"] > CHANCE and float(f"{result['low']:.{digits}f}") == CHANCE:
+        digits += 1
+    return f"{result['auc']:.{digits}f} [{result['low']:.{digits}f}, {result['high']:.{digits}f}]"
 
 
 def conclusion(audit: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ that rise, that turn, and that hold for one value alone; it is judged on subject
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,9 @@ def fact_auc(
         resamples: of the bootstrap.
 
     Returns:
-        {"auc", "low", "high"}, in [0, 1], or {"sentence"}: why there are none.
+        {"auc", "low", "high"}, in [0, 1], "null_error", the standard error that the AUC of these scores has where they
+        say nothing (the bootstrap knows only values that both classes have), and "least_subjects", those of the class
+        with fewer; or {"sentence"}: why there are none.
     """
     # Importing stgs loads torch, which takes seconds that only an audit should pay.
     from stgs import metrics
@@ -70,8 +73,9 @@ def fact_auc(
     sentence = _unfit(values, fake, clip_subject)
     if sentence:
         return {"sentence": sentence}
+    least = min(len(np.unique(clip_subject[chosen])) for chosen in (fake, ~fake))
     if len(np.unique(values)) == 1:
-        return dict.fromkeys(("auc", "low", "high"), CHANCE)
+        return {"auc": CHANCE, "low": CHANCE, "high": CHANCE, "null_error": 0.0, "least_subjects": least}
     fold = _deal(fake, clip_subject, seed)[clip_subject]
     group, group_fold = _groups(_out_of_fold(values, fake, fold, categories), fold)
     cell = clip_subject * len(group_fold) + group
@@ -86,7 +90,9 @@ def fact_auc(
         found = metrics.bootstrap_interval(statistic, [*names], seed=seed, resamples=resamples)
     except InputError as error:
         return {"sentence": str(error)}
-    return {"auc": round(found.value, 6), "low": round(found.low, 6), "high": round(found.high, 6)}
+    null_error = _null_error(fakes.sum(axis=0), reals.sum(axis=0), group_fold)
+    measured = {"auc": found.value, "low": found.low, "high": found.high, "null_error": null_error}
+    return {name: round(value, 6) for name, value in measured.items()} | {"least_subjects": least}
 
 
 def _unfit(values: Floats, fake: Flags, clip_subject: Whole) -> str | None:
@@ -179,3 +185,18 @@ def _auc_within_folds(fakes: Floats, reals: Floats, group_fold: Whole) -> float:
     below = np.cumsum(reals) - reals - before
     pairs = float((np.bincount(group_fold, fakes) * in_fold).sum())
     return float((fakes * (below + 0.5 * reals)).sum()) / pairs if pairs > 0 else float("nan")
+
+
+def _null_error(fakes: Floats, reals: Floats, group_fold: Whole) -> float:
+    """Standard error of `_auc_within_folds` where the labels of a fold are dealt to its scores at random.
+
+    That of the rank sum with ties (Lehmann, Nonparametrics, 1975, section 1.4), of each fold by itself.
+    """
+    num_fakes, num_reals = np.bincount(group_fold, fakes), np.bincount(group_fold, reals)
+    clips, ties = num_fakes + num_reals, fakes + reals
+    cubes = np.bincount(group_fold, ties**3 - ties)
+    # n^3 - n is 0 for a fold of one clip, where there is nothing to compare.
+    untied = 1 - cubes / np.maximum(clips**3 - clips, 1)
+    pairs = num_fakes * num_reals
+    variance = float((pairs * (clips + 1) * untied).sum()) / 12
+    return math.sqrt(max(variance, 0.0)) / float(pairs.sum())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import pandas as pd
@@ -50,6 +50,7 @@ def run(config: AugmentJobConfig) -> Outcome:
     if (config.manifest is None) == (config.gallery is None):
         raise InputError("give either MANIFEST_DIR, to augment its clips, or --gallery CLIP, to look at one.")
     if config.gallery is not None:
+        _refuse_options_of_manifests(config)
         return _show(config.gallery, _required_out(config))
     assert config.manifest is not None
     manifest = read_manifest(config.manifest)
@@ -69,6 +70,15 @@ def run(config: AugmentJobConfig) -> Outcome:
     }
     meta = write_manifest(out, rows, manifest.roots, made)
     return Outcome(payload | {"out": out, "digest": meta.digest}, "\n".join([*lines, f"manifest: {out}"]))
+
+
+def _refuse_options_of_manifests(config: AugmentJobConfig) -> None:
+    for field in fields(config):
+        if field.name not in ("manifest", "out", "gallery") and getattr(config, field.name) != field.default:
+            name = field.name.replace("_", "-")
+            raise InputError(
+                f"--{name} is for a manifest, and --gallery shows one clip with every augmentation; leave it."
+            )
 
 
 def _required_out(config: AugmentJobConfig) -> str:

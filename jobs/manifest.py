@@ -19,13 +19,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from data_prep.fakeavceleb import fakeavceleb_manifest
 from data_prep.folders import folder_manifest
 from data_prep.leaks import split_summary, summary_lines
 from data_prep.manifest import Listing, Row, merge_manifests, targets_of, write_manifest
+from data_prep.rejects import MOST_TIMEOUT_S
 from data_prep.splits import SplitConfig, SplitResult, split_rows
 from data_prep.storage import InputError
 from data_prep.swan_df import swan_df_manifest
@@ -84,12 +85,19 @@ def run(config: ManifestJobConfig) -> Outcome:
         processes = config.processes or os.cpu_count() or 1
         audit = audit_manifest(result.rows, listing.roots, clip_timeout=config.clip_timeout, processes=processes)
         payload["audit"] = audit
-        lines += ["", audit_text(audit)]
-    return Outcome(payload, "\n".join(lines), PARTLY if listing.unfit else 0)
+        refused = [(clip["clip_id"], f"{clip['reason']} ({clip['detail']})") for clip in audit["refused_clips"]]
+        lines += ["", audit_text(audit), *_file_lines("clips that cannot be read", refused)]
+    partly = listing.unfit or payload.get("audit", {}).get("refused_clips")
+    return Outcome(payload, "\n".join(lines), PARTLY if partly else 0)
 
 
 def _split(rows: list[Row], config: ManifestJobConfig) -> SplitResult:
-    return SplitResult(rows=rows, dropped={}, notes=[]) if config.keep_splits else split_rows(rows, config.split)
+    if config.keep_splits:
+        return SplitResult(rows=rows, dropped={}, notes=[])
+    result = split_rows(rows, config.split)
+    if all(row["split"] is None and row["fold"] is None for row in rows):
+        return result
+    return replace(result, notes=[*result.notes, "ROOT's own splits are replaced; --keep-splits leaves them."])
 
 
 def _listing(config: ManifestJobConfig) -> Listing:
@@ -97,10 +105,14 @@ def _listing(config: ManifestJobConfig) -> Listing:
         raise InputError(f"ROOT is missing; give what {config.source} reads.")
     if (config.swan is not None) != (config.source == "swan-df"):
         raise InputError("SWAN-DF holds fakes alone: give --swan with the folder of SWAN for swan-df, and only there.")
+    if config.keep_splits and config.source in ("fakeavceleb", "swan-df"):
+        raise InputError(f"{config.source} has no splits of its own to keep; leave out --keep-splits.")
+    if config.keep_splits and config.split != SplitConfig():
+        raise InputError("--keep-splits leaves the splits as they are; leave it out, or --split and its options.")
     if config.processes is not None and config.processes < 1:
         raise InputError(f"processes is {config.processes}; give at least 1.")
-    if config.clip_timeout <= 0:
-        raise InputError(f"clip_timeout is {config.clip_timeout}; give seconds above 0.")
+    if not 0 < config.clip_timeout <= MOST_TIMEOUT_S:
+        raise InputError(f"clip_timeout is {config.clip_timeout}; give seconds above 0, at most {MOST_TIMEOUT_S:,}.")
     if config.source == _MERGE:
         if config.dataset is not None:
             raise InputError(
@@ -143,7 +155,7 @@ def _dropped_lines(result: SplitResult) -> list[str]:
 
 
 def _reasons(items: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    return [{"path": path, "reason": reason} for path, reason in items]
+    return [{"path": _printable(path), "reason": reason} for path, reason in items]
 
 
 def _file_lines(title: str, items: Sequence[tuple[str, str]]) -> list[str]:

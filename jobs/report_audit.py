@@ -49,8 +49,8 @@ def shortcuts_note(facts: RunFacts) -> Html | None:
 
 
 def _is_doubt(leak: Mapping[str, Any]) -> bool:
-    """Whether nothing leaks for sure, because a target's name is not known."""
-    return str(leak["kind"]).endswith("target_unknown")
+    """Whether nothing leaks for sure, because the name of a target or of a method is not known."""
+    return str(leak["kind"]).endswith(("target_unknown", "method_perhaps_seen_in_training"))
 
 
 def _shortcuts_box(facts: RunFacts) -> Html | None:
@@ -137,6 +137,6 @@ def _facts_chart(audit: Mapping[str, Any]) -> Html | None:
     chart = tag("div", dot_chart(rows, axis, row_height=30, mark=CHANCE), style="min-width:520px;max-width:820px")
     caption = (
         "Diamond: all fakes against the real clips, with its interval. Dots: the fakes B, C and D by themselves. A "
-        "fact with an interval above 0.5 has the colour of a warning, and is bold in the table."
+        "fact that is above chance has the colour of a warning, and is bold in the table."
     )
     return figure(tag("div", chart, class_="scroll"), caption, title="AUC of each fact")

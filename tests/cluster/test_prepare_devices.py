@@ -60,6 +60,32 @@ def test_the_device_is_the_clusters_and_part_of_what_a_corpus_was_begun_with(
     assert '"another", not "cpu";' in begun_with(tmp_path / "4", manifest, PrepareConfig(), face_device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("nodes", "device", "told"),
+    [
+        ([{"CPU": 8}], "cpu", ""),
+        ([{"CPU": 8, "GPU": 1}, {"CPU": 4, "GPU": 2}, {"memory": 1}], "cuda", ""),
+        ([{"CPU": 8, "GPU": 1}, {"CPU": 64}, {"CPU": 64}], "cpu", "because 2 of 3 machines with CPUs have no GPU; "),
+        ([{"GPU": 1}, {"CPU": 64}], "cpu", "because 1 of 1 machines with CPUs have no GPU; "),
+    ],
+)
+def test_no_machine_stays_idle_for_want_of_a_gpu(
+    nodes: list[dict[str, float]],
+    device: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster_of(monkeypatch, *nodes)
+    assert prepare_module._resolved_device("auto", PrepareConfig()) == device
+    said = capsys.readouterr().err
+    assert said.count("\n") == bool(told)
+    assert told in said
+    assert ("--face-device cuda" in said) == bool(told)
+    assert prepare_module._resolved_device("cpu", PrepareConfig()) == "cpu"
+    assert capsys.readouterr().err == ""
+
+
 def test_a_device_that_is_not_there_is_refused_before_work(
     manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +122,7 @@ def test_actors_share_gpus_as_far_as_memory_and_cpus_allow(
 ) -> None:
     cluster_of(monkeypatch, *nodes, gpu_memory=None if mebibytes is None else mebibytes * MEBIBYTE)
     share = prepare_module._gpu_share()
-    assert shards._number_of_actors(None, 1000, 1, share) == actors
+    assert shards._number_of_actors(None, 1000, 1, share, "") == actors
     # No GPU is promised to more actors than it has shares, in Ray's steps of 0.0001.
     assert share == round(share, 4)
     assert share * -(-actors // max(1, sum(int(node.get("GPU", 0)) for node in nodes))) <= 1
@@ -104,5 +130,19 @@ def test_actors_share_gpus_as_far_as_memory_and_cpus_allow(
 
 def test_no_machine_has_room_for_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster_of(monkeypatch, {"CPU": 16}, {"CPU": 0, "GPU": 1})
-    with pytest.raises(InputError, match=r"an actor needs 1 CPUs and 0\.5 GPUs on one machine, which"):
-        shards._number_of_actors(None, 10, 1, 0.5)
+    expected = r"an actor needs 1 CPUs and 0\.5 GPUs on one machine, which this cluster does not have; give up\.$"
+    with pytest.raises(InputError, match=expected):
+        shards._number_of_actors(None, 10, 1, 0.5, "give up")
+
+
+def test_the_way_out_is_one_of_this_command(manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster_of(monkeypatch, {"CPU": 16}, {"CPU": 0, "GPU": 1})
+    with pytest.raises(InputError, match=r"which this cluster does not have; give --face-device cpu\.$"):
+        prepare(manifest, str(tmp_path / "1"), PrepareConfig(), face_device="cuda")
+
+
+def test_versions_of_all_that_decides_on_the_bytes_are_told() -> None:
+    assert set(shards.versions(prepare_module._PACKAGES)) == {
+        *("audiomentations", "av", "facenet-pytorch", "librosa", "numpy", "pyarrow", "pyroomacoustics", "scipy"),
+        *("soxr", "torch", "torchvision"),
+    }

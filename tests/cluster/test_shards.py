@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster import shards
-from data_prep.storage import InputError
+from data_prep.decoder import DecoderStartError
+from data_prep.storage import InputError, UnreachableError
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -36,13 +37,24 @@ class Doubler(shards.ShardWorker):
             os.abort()
         if shard.get("refuse"):
             raise InputError(f"shard {shard['value']} is refused; give another.")
+        if shard.get("lacks") == "S3":
+            raise UnreachableError("S3 is away.")
+        if shard.get("lacks") == "decoder":
+            raise DecoderStartError("No decoder starts.")
         yield 1
         yield {"position": shard["position"], "doubled": 2 * shard["value"]}
 
 
 def run(folder: Path, *items: shards.Shard, actors: int | None = None) -> list[int]:
     results = shards.run(
-        Doubler, {"folder": str(folder)}, list(items), clips=3 * len(items), title="toy", actors=actors, progress=True
+        Doubler,
+        {"folder": str(folder)},
+        list(items),
+        clips=3 * len(items),
+        title="toy",
+        actors=actors,
+        progress=True,
+        way_out="rest",
     )
     return [result["doubled"] for result in results]
 
@@ -77,9 +89,26 @@ def test_wrong_input_found_by_a_worker_keeps_its_sentence(tmp_path: Path) -> Non
     assert str(refused.value) == "shard 5 is refused; give another."
 
 
+@pytest.mark.parametrize(
+    ("lacks", "kind", "sentence"),
+    [("S3", UnreachableError, "S3 is away."), ("decoder", DecoderStartError, "No decoder starts.")],
+)
+def test_what_a_worker_lacks_is_told_in_its_sentence(
+    tmp_path: Path, lacks: str, kind: type[RuntimeError], sentence: str
+) -> None:
+    with pytest.raises(kind) as lacking:
+        run(tmp_path, {"value": 5, "lacks": lacks})
+    assert str(lacking.value) == sentence
+    assert lacking.value.__suppress_context__
+
+
 def test_no_shards_and_no_room(tmp_path: Path) -> None:
     assert run(tmp_path) == []
     with pytest.raises(InputError, match="actors is 0"):
         run(tmp_path, {"value": 1}, actors=0)
-    with pytest.raises(InputError, match="an actor needs 64 CPUs"):
-        shards.run(Doubler, {"folder": str(tmp_path)}, [{"value": 1}], clips=3, title="toy", num_cpus=64)
+    with pytest.raises(
+        InputError, match=r"an actor needs 64 CPUs on one machine, which this cluster does not have; rest\."
+    ):
+        shards.run(
+            Doubler, {"folder": str(tmp_path)}, [{"value": 1}], clips=3, title="toy", num_cpus=64, way_out="rest"
+        )

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from data_prep.audio import SoundCollector
 from data_prep.clip import ClipPreparer, PrepareConfig, Reject, RejectReason
 from data_prep.decoder import Decoder
 from data_prep.faces import Faces
@@ -203,3 +204,17 @@ def reject(tmp_path: Path, decoder: Decoder) -> Callable[..., tuple[RejectReason
         return made.reason, made.detail
 
     return call
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of samples whose level was measured in this process, in the order of the calls."""
+    numbers: list[int] = []
+    measure = SoundCollector._measure_blocks
+
+    def noted(collector: SoundCollector, samples: np.ndarray) -> None:
+        numbers.append(len(samples))
+        measure(collector, samples)
+
+    monkeypatch.setattr(SoundCollector, "_measure_blocks", noted)
+    return numbers

@@ -12,6 +12,7 @@ import torch
 from data_prep.augmentations import AUGMENTATIONS, DEFAULT_NAMES, augmentation_named, plan
 from data_prep.storage import InputError
 from data_prep.video_filter import filtered
+from tests.data_prep.frames import Shown
 
 RATE = 16_000
 WINDOW_S = 1.5
@@ -41,18 +42,6 @@ def voice(seconds: float) -> np.ndarray:
     envelope = np.maximum(0, np.sin(2 * np.pi * 2.7 * times + np.sin(3 * times))) ** 2
     breath = 0.02 * generator.standard_normal(len(times))
     return (envelope * (0.1 * harmonics + breath) + 1e-4 * breath).astype(np.float32)
-
-
-class Shown:
-    """A sink that keeps what it gets."""
-
-    done = False
-
-    def __init__(self) -> None:
-        self.frames: list[av.VideoFrame] = []
-
-    def add(self, frame: av.VideoFrame) -> None:
-        self.frames.append(frame)
 
 
 def decoded(images: np.ndarray) -> list[av.VideoFrame]:
@@ -216,6 +205,15 @@ def test_parameters_lie_in_their_ranges_and_reach_all_of_them(name: str) -> None
 def test_what_was_drawn_can_be_read() -> None:
     assert re.fullmatch(r"factor 1\.\d+", plan("brighter", "clip").drawn)
     assert plan("h264_crf28", "clip").drawn == plan(None, "clip").drawn == ""
+
+
+@pytest.mark.parametrize(("name", "parameter", "step"), [("mpeg4_low", "quantiser", 1), ("clipping", "percent", 2)])
+def test_what_is_said_to_be_drawn_is_what_is_applied(name: str, parameter: str, step: int) -> None:
+    made = [plan(name, str(number)) for number in range(200)]
+    drawn = {one.parameters[parameter] for one in made}
+    ((low, high),) = AUGMENTATIONS[name].ranges[parameter]
+    assert drawn == set(range(int(low), int(high) + 1, step))
+    assert {one.drawn for one in made} == {f"{parameter} {value:g}" for value in drawn}
 
 
 def test_nothing_is_done_without_a_name() -> None:

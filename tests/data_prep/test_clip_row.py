@@ -1,8 +1,6 @@
 """What a row gets beside its frames and spectrogram, and what augmentations do to it."""
 
 import dataclasses
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_prep.augmentations import plan
 from data_prep.clip import ClipPreparer, PrepareConfig, Reject, RejectReason
 from data_prep.decoder import Decoder
 from data_prep.storage import InputError
@@ -18,6 +17,10 @@ PLAIN = PrepareConfig(faces="none", frame_size=64)
 RATE = 16_000
 
 Prepare = Callable[..., dict[str, Any]]
+
+
+def is_running(pid: int | None) -> bool:
+    return pid is not None and Path(f"/proc/{pid}").exists()  # A zombie would still be there.
 
 
 def both(prepare: Prepare, name: str, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,6 +88,16 @@ def test_silence_is_that_of_the_file(clips: Any, tmp_path: Path, prepare: Prepar
     assert prepare("clip.mkv", augmentation="low_pass")["loudness_dbfs"] == pytest.approx(-58, abs=0.2)
 
 
+def test_a_quiet_clip_is_raised_before_its_volume_is_changed(clips: Any, tmp_path: Path, prepare: Prepare) -> None:
+    write(clips, tmp_path, sound=clips.tone(1000, 5.0, RATE, amplitude=0.01))  # -43 dBFS, raised to -30.
+    plain, changed = both(prepare, "gain")
+    decibels = plan("gain", "clip.mkv#gain").parameters["decibels"]
+    assert abs(decibels) >= 3
+    np.testing.assert_allclose(
+        changed["spectrogram"], plain["spectrogram"] * 10 ** (decibels / 20), rtol=1e-4, atol=1e-6
+    )
+
+
 def test_a_name_that_is_none_is_refused(clips: Any, tmp_path: Path) -> None:
     with ClipPreparer(PLAIN) as preparer, pytest.raises(InputError, match="augmentation 'sparkle' is none"):
         preparer(clips.row("clip.mkv", augmentation="sparkle"), {"clips": str(tmp_path)})
@@ -129,14 +142,21 @@ def test_faces_of_several_shots_are_several_faces(clips: Any, tmp_path: Path, pr
 def test_decoding_runs_in_a_process_that_ends_with_the_preparer(clips: Any, tmp_path: Path) -> None:
     clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE))
     row, roots = clips.row("clip.mp4"), {"clips": str(tmp_path)}
-    with Decoder() as decoder:
-        with ClipPreparer(PLAIN, decoder=decoder) as preparer:
+    with ClipPreparer(PLAIN) as preparer:
+        assert isinstance(preparer(row, roots), dict)
+        own = preparer._own_decoder.child_pid
+        assert is_running(own)
+    assert not is_running(own)
+    with Decoder() as lent:
+        with ClipPreparer(PLAIN, decoder=lent) as preparer:
             assert isinstance(preparer(row, roots), dict)
-        assert decoder.child_pid is not None
-        os.kill(decoder.child_pid, signal.SIGSTOP)
-        monitored = ClipPreparer(PLAIN, decoder=Decoder(timeout_s=0.3))
-        assert isinstance(monitored(row, roots), dict)
+            assert preparer._own_decoder.child_pid is None
+        assert is_running(lent.child_pid)
+
+
+def test_a_clip_that_takes_too_long_is_rejected(clips: Any, tmp_path: Path) -> None:
+    clips.write(tmp_path / "clip.mp4", sound=clips.tone(1000, 3.0, RATE))
     with ClipPreparer(dataclasses.replace(PLAIN, clip_timeout=1e-3)) as hasty:
-        made = hasty(row, roots)
-        assert isinstance(made, Reject)
-        assert (made.reason, made.detail) == (RejectReason.TIMEOUT, "decoding took over 0.001 s")
+        made = hasty(clips.row("clip.mp4"), {"clips": str(tmp_path)})
+    assert isinstance(made, Reject)
+    assert (made.reason, made.detail) == (RejectReason.TIMEOUT, "decoding took over 0.001 s")

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +191,21 @@ def test_a_clip_is_judged_by_a_child_that_decoded_nothing_before(other_child: An
     assert starts.read_text().count("started") == 3
 
 
+def test_a_window_of_another_size_than_was_asked_for_is_not_believed(
+    other_child: Any, clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_child(
+        "from data_prep import window; from data_prep.decoder_answers import pack_window; "
+        "send(sock, pack_window(window.read_window(request.descriptors[0], None, "
+        "**request.header['settings'] | {'window_s': 2.0})))"
+    )
+    monkeypatch.setattr(decoder, "_DYING_S", 0.01)
+    with Decoder() as made:
+        reason, detail = rejected(made, clip)
+    assert reason is RejectReason.DECODER_CRASHED
+    assert detail.startswith("the decoder answers nonsense: ")
+
+
 @pytest.mark.parametrize(
     ("answer", "reason", "beginning"),
     [
@@ -224,9 +238,7 @@ def test_a_clip_that_takes_too_long_is_given_up(
         if cause is not None:
             made.probe(clip, None)
             os.kill(running(made), cause)
-        begin = time.monotonic()
         assert rejected(made, clip) == (RejectReason.TIMEOUT, "decoding took over 0.3 s")
-        assert time.monotonic() - begin < 8
         assert made.child_pid is None
         monkeypatch.setattr(decoder, "_CHILD_MODULE", real)
         made.probe(clip, None)
@@ -275,6 +287,21 @@ def test_a_child_that_does_not_start_is_no_fault_of_the_clip(clip: str, monkeypa
     monkeypatch.setattr(decoder, "_CHILD_MODULE", "no_such_module")
     with Decoder() as made, pytest.raises(RuntimeError, match=r"does not start: .* exit code 1: ModuleNotFoundError"):
         made.probe(clip, None)
+
+
+def test_a_child_that_the_system_does_not_start_is_no_fault_of_the_clip(
+    clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with Decoder() as made, pytest.raises(RuntimeError, match="process does not start: No such file or directory"):
+        made.probe(clip, None)
+
+
+def test_the_child_has_a_session_of_its_own(made: Decoder, clip: str) -> None:
+    """So an interrupt from the terminal reaches this process alone, which then ends the child."""
+    made.probe(clip, None)
+    child = running(made)
+    assert os.getsid(child) == os.getpgid(child) == child
 
 
 def test_no_child_is_left_behind(clip: str) -> None:

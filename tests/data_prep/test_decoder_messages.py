@@ -59,6 +59,10 @@ def clip_window() -> ClipWindow:
     )
 
 
+def unpack(message: Message) -> ClipWindow:
+    return unpack_window(message, num_frames=3, num_samples=100)
+
+
 def changed(message: Message, path: str, value: Any) -> Message:
     """A copy with one value of the header replaced."""
     header = json.loads(json.dumps(message.header))
@@ -178,7 +182,7 @@ def test_a_window_arrives_whole_and_each_picture_once(ends: Any) -> None:
     send(ends[0], message)
     received = receive(ends[1], most_bytes=10_000)
     assert received is not None
-    made = unpack_window(received)
+    made = unpack(received)
     assert made.images[0] is made.images[2]
     np.testing.assert_equal(
         [getattr(made, name) for name in ClipWindow.__slots__], [getattr(sent, name) for name in ClipWindow.__slots__]
@@ -203,12 +207,24 @@ def test_a_window_arrives_whole_and_each_picture_once(ends: Any) -> None:
         ("facts.width", 4.0),
         ("facts.width", None),
         ("facts.video_codec", 264),
+        ("facts.video_codec", "h\x1b264"),
+        ("facts.video_codec", "\ud800"),
+        ("facts.audio_codec", 1000 * "a"),
+        ("facts.width", -1),
+        ("facts.height", 2**31),
+        ("facts.sample_rate", 10**4000),
+        ("facts.file_bytes", 2**63),
+        ("facts.bit_rate", 10**4000),
+        ("numbers.start_s", 10**400),
+        ("numbers.start_s", -(10**400)),
+        ("numbers.fps", True),
+        ("numbers.fps", {}),
         ("answer", "rejected"),
     ],
 )
 def test_a_window_that_is_none_is_refused(path: str, value: Any) -> None:
     with pytest.raises(MessageError):
-        unpack_window(changed(pack_window(clip_window()), path, value))
+        unpack(changed(pack_window(clip_window()), path, value))
 
 
 @pytest.mark.parametrize(
@@ -218,6 +234,8 @@ def test_a_window_that_is_none_is_refused(path: str, value: Any) -> None:
         (0, np.zeros(3, np.float32)),
         (0, np.array([0, 1, np.nan])),
         (1, np.zeros((10, 10), np.float32)),
+        (1, np.zeros(99, np.float32)),
+        (1, np.zeros(101, np.float32)),
         (1, np.full(100, np.inf, np.float32)),
         (2, np.zeros((6, 4, 3), np.float32)),
         (2, np.zeros((6, 4, 4), np.uint8)),
@@ -229,15 +247,38 @@ def test_arrays_that_are_no_window_are_refused(index: int, array: np.ndarray) ->
     message = pack_window(clip_window())
     message.arrays[index] = array
     with pytest.raises(MessageError):
-        unpack_window(message)
+        unpack(message)
+
+
+@pytest.mark.parametrize("num_frames", [2, 4])
+def test_more_or_fewer_frames_than_were_asked_for_are_refused(num_frames: int) -> None:
+    with pytest.raises(MessageError):
+        unpack_window(pack_window(clip_window()), num_frames=num_frames, num_samples=100)
+
+
+def test_the_largest_file_there_can_be_is_told() -> None:
+    facts = replace(FACTS, file_bytes=2**63 - 1, width=2**31 - 1)
+    assert unpack_facts(pack_facts(facts)) == facts
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred\n" + 1000 * "x", "\ud800 \u202e" + 1000 * "y", 1000 * "\r\n\t"])
+def test_what_a_file_may_have_dictated_is_printable_and_short(text: str) -> None:
+    rejection = pack_rejection(RejectedError(RejectReason.UNREADABLE, ""))
+    with pytest.raises(RejectedError) as rejected:
+        unpack_facts(changed(rejection, "detail", text))
+    with pytest.raises(MessageError) as nonsense:
+        unpack_facts(changed(pack_facts(FACTS), "facts.width", text))
+    for told in (rejected.value.detail, str(nonsense.value)):
+        assert told.isprintable()
+        assert len(told) < 250
 
 
 def test_rejections_travel_with_reasons_that_there_are() -> None:
     message = pack_rejection(RejectedError(RejectReason.TOO_SHORT, "0.1 s"))
-    for unpack in (unpack_window, unpack_facts):
+    for unpacked in (unpack, unpack_facts):
         with pytest.raises(RejectedError) as info:
-            unpack(message)
+            unpacked(message)
         assert (info.value.reason, info.value.detail) == (RejectReason.TOO_SHORT, "0.1 s")
         for path, value in (("reason", "boredom"), ("reason", ["missing"]), ("detail", 7)):
             with pytest.raises(MessageError):
-                unpack(changed(message, path, value))
+                unpacked(changed(message, path, value))

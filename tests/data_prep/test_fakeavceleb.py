@@ -267,7 +267,6 @@ def test_lines_without_a_file_are_unfit(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         (b"source,target1\n", r"meta_data\.csv has no column 'target2'; put FakeAVCeleb's own file there"),
-        (HEADER.rstrip(",").encode() + b"\n", r"no column without a name, which holds the directory; put"),
         (HEADER.encode() + b"\n\xff\n", r"meta_data\.csv is no UTF-8 text"),
         (HEADER.encode() + b'\n"id1,-\n', r"meta_data\.csv line 1 is no csv"),
     ],
@@ -279,6 +278,30 @@ def test_a_table_that_is_none_is_refused(text: bytes, sentence: str, tmp_path: P
         fakeavceleb_manifest(str(tmp_path))
 
 
+@pytest.mark.parametrize(("first", "last"), [("", None), ("", "Unnamed: 9"), (",", "Unnamed: 9"), (",", None)], ids=str)
+def test_a_table_may_have_been_through_pandas_or_lack_its_last_column(
+    first: str, last: str | None, tmp_path: Path
+) -> None:
+    """first: what stands before, an index; last: name of the tenth column, None if it was dropped."""
+    header = first + (HEADER + last if last else HEADER.rstrip(","))
+    index = "0," if first else ""
+    lines = [index + (line if last else line.rpartition(",")[0]) for line in RECORDS]
+    write_table(tmp_path, [*lines[:2], lines[2].replace("fsgan", "faceswap"), lines[3]], header)
+    listing = fakeavceleb_manifest(touch(tmp_path, CLIPS))
+    assert (len(listing.rows), listing.unfit) == (4, [])
+    assert listing.notes == [(SWAPPED, "meta_data.csv gives it method 'faceswap', its name 'fsgan'")]
+
+
+def test_the_suffix_may_be_in_capitals(tmp_path: Path) -> None:
+    loud = SWAPPED.replace(".mp4", ".MP4")
+    write_table(tmp_path, RECORDS[:3])
+    listing = fakeavceleb_manifest(touch(tmp_path, [REAL, CLONED, loud, f"again/{SWAPPED}"]))
+    assert {row["video_path"] for row in listing.rows} == {f"FakeAVCeleb/{path}" for path in (REAL, CLONED, loud)}
+    assert listing.unfit == [(f"again/{SWAPPED}", f"a second copy of {loud}")]
+    assert listing.notes == []
+    assert column(listing, "target")[Path(loud).name] == "id00171"
+
+
 def test_short_lines_of_a_table_end_in_no_traceback(tmp_path: Path) -> None:
     write_table(tmp_path, [*RECORDS, "id00032"])
     assert len(fakeavceleb_manifest(touch(tmp_path, CLIPS)).rows) == 4
@@ -288,6 +311,10 @@ def test_a_folder_without_clips_and_an_odd_name_are_refused(tmp_path: Path) -> N
     touch(tmp_path, ["readme.txt"])
     with pytest.raises(InputError, match=r"holds no clip of FakeAVCeleb: none of its 1 files .* give the folder that"):
         fakeavceleb_manifest(str(tmp_path))
+    with pytest.raises(
+        InputError, match="nowhere holds no clip: it does not exist, is no folder, or is empty; give the folder"
+    ):
+        fakeavceleb_manifest(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="root name 'a/b' cannot begin a path"):
         fakeavceleb_manifest(str(tmp_path), dataset="a/b")
 

@@ -40,6 +40,7 @@ def test_folder_manifest_names_category_subject_and_every_unfit_file(tmp_path: P
         "readme.txt": "below no category folder",
         "Other/id1/a.mp4": "below no category folder",
         "A/notes.txt": "no video by its name",
+        "A/id1/._00001.mp4": "a hidden file",
         "A/id1/link.mp4": "leaves its root",
     }
     for name in [*fit, *unfit]:
@@ -75,8 +76,17 @@ def test_a_folder_without_clips_is_refused(tmp_path: Path) -> None:
         InputError, match=r"holds no clip: none of its 1 files is a video below a folder RealVideo-Real"
     ):
         folder_manifest(str(tmp_path), dataset="set")
-    with pytest.raises(InputError, match="holds no clip: none of its 0 files"):
-        folder_manifest(str(tmp_path / "nowhere"), dataset="set")
+    (tmp_path / "empty.csv").mkdir()
+    for name in ("nowhere", "empty.csv", "notes.txt"):
+        with pytest.raises(
+            InputError, match=f"{name} holds no clip: it does not exist, is no folder, or is empty; give the folder"
+        ):
+            folder_manifest(str(tmp_path / name), dataset="set")
+
+
+def test_a_folder_may_be_named_like_a_csv(tmp_path: Path) -> None:
+    listing = folder_manifest(touch(tmp_path / "clips.csv", ["A/one.mp4"]), dataset="set")
+    assert [row["clip_id"] for row in listing.rows] == ["set/A/one.mp4"]
 
 
 CSV = (
@@ -101,11 +111,13 @@ def test_paths_of_a_csv_are_relative_to_its_folder(tmp_path: Path) -> None:
     write_manifest(str(tmp_path / "m"), listing.rows, listing.roots, {})
 
 
-def test_paths_of_a_csv_stay_below_its_folder(tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text(CSV.replace("clips/one", "../one"))
-    listing = folder_manifest(str(tmp_path / "list.csv"), dataset="root")
-    with pytest.raises(InputError, match=r"path 'root/\.\./one\.mp4' is no plain relative path"):
-        write_manifest(str(tmp_path / "m"), listing.rows, listing.roots, {})
+@pytest.mark.parametrize("path", ["../one.mp4", "./one.mp4", "/clips/one.mp4", "s3://bucket/one.mp4", "a//one.mp4"])
+def test_paths_of_a_csv_stay_below_its_folder(path: str, tmp_path: Path) -> None:
+    for clip, column, name in (("one", "video_path", "clips/one.mp4"), ("two", "audio_path", "voices/two.wav")):
+        (tmp_path / "list.csv").write_text(CSV.replace(name, path))
+        sentence = f"clip '{clip}' in .*list.csv has {column} '{path}'; give its path relative"
+        with pytest.raises(InputError, match=sentence):
+            folder_manifest(str(tmp_path / "list.csv"), dataset="root")
 
 
 def test_a_csv_without_lines_or_that_is_missing_is_refused(tmp_path: Path) -> None:

@@ -79,7 +79,14 @@ def test_a_split_without_leaks_is_summed_up() -> None:
         (made_row("one", "A", clip_id="x", split="test"), {"subject_in_two_splits": 4, "test_identity_in_training": 1}),
         (made_row("one", "A", clip_id="x", split="dev"), {"subject_in_two_splits": 4, "dev_identity_in_training": 1}),
         # three in dev and test: none of it is in train.
-        (made_row("three", "A", clip_id="x", split="test"), {"subject_in_two_splits": 3}),
+        (
+            made_row("three", "A", clip_id="x", split="test"),
+            {"subject_in_two_splits": 3, "test_identity_in_dev": 1},
+        ),
+        # An identity of dev, as target of dev and as subject of dev.
+        (made_row("four", "A", split="test"), {"test_identity_in_dev": 1}),
+        (made_row("five", "D", "six+three", split="test", method="swap"), {"test_identity_in_dev": 1}),
+        (made_row("three", "C", "five", split="dev", method="swap"), {"test_identity_in_dev": 2}),
         # A training subject as target, first or second; a training target as subject or as target.
         (
             made_row("five", "C", "one", split="test", method="swap"),
@@ -101,6 +108,7 @@ def test_a_split_without_leaks_is_summed_up() -> None:
         (made_row("three", "B", split="dev", method="voice"), {"dev_target_unknown": 1}),
         (made_row("five", "C", "six", split="test", method="swap-lips"), {"method_seen_in_training": 1}),
         (made_row("five", "C", "six", split="test", method="lips"), {}),
+        (made_row("five", "B", "six", split="test", method="clone"), {}),
         (made_row("five", "C", "six", split="test", method="lips-gan"), {}),
         (made_row("one", "C", "two", split="train", method="lips-gan"), {}),
         (made_row("eight", "A", split="test", video_path="set/one/A/none/any"), {"same_file_in_two_splits": 2}),
@@ -120,6 +128,38 @@ def test_a_split_without_leaks_is_summed_up() -> None:
 def test_each_leak_is_found_and_only_it(row: Row, found: dict[str, int]) -> None:
     assert leaks([*CLEAN, row]) == found
     assert leaks([row, *reversed(CLEAN)]) == found
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested", "perhaps"),
+    [
+        ({"method": "swap"}, {"method": "clone"}, True),
+        ({"method": None}, {"method": "clone"}, True),
+        ({"method": "swap+voice"}, {"method": "clone"}, False),
+        ({"method": "swap"}, {"method": "voice"}, False),
+        ({"method": "swap"}, {"method": None}, False),
+        ({"method": "swap", "dataset": "other"}, {"method": "clone"}, False),
+        ({"method": "swap", "category": "C"}, {"method": "clone"}, False),
+        ({"method": "swap", "split": None}, {"method": "clone"}, False),
+        ({"method": "swap"}, {"method": "clone", "category": "C"}, False),
+    ],
+)
+def test_fake_sound_of_unnamed_making_may_be_what_is_held_out(
+    trained: dict[str, Any], tested: dict[str, Any], perhaps: bool
+) -> None:
+    rows = [*CLEAN, made_row("one", "D", "two", clip_id="x") | {"split": "train"} | trained]
+    rows += [made_row("five", "B", "six", clip_id="y") | {"split": "test"} | tested]
+    rows += [made_row("five", "D", "six", clip_id="z", split="test", method="swap-clone")]
+    assert leaks(rows).get("method_perhaps_seen_in_training") == (2 if perhaps else None)
+
+
+def test_a_voice_of_the_real_listing_that_is_held_out_may_be_in_training(shared: Path) -> None:
+    rows = split_rows(real_listing(shared), SplitConfig(split="method", test_methods=("rtvc",))).rows
+    (leak,) = [leak for leak in split_summary(rows)["leaks"] if leak["kind"] == "method_perhaps_seen_in_training"]
+    unnamed = sum(row["split"] == "train" and row["category"] == "D" for row in rows)
+    assert leak["clips"] == sum(row["split"] == "test" and row["category"] == "B" for row in rows) > 0
+    assert leak["sentence"].startswith(f"The method of {unnamed} training clips of category D names no method of fake")
+    assert f"{leak['clips']} fakes of test, by rtvc, which training never names" in leak["sentence"]
 
 
 def test_people_and_targets_count_once_however_often_they_occur() -> None:
@@ -162,6 +202,9 @@ def test_the_table_leaves_out_what_is_nowhere() -> None:
     assert lines[0].split() == ["train", "dev", "test"]
     assert not any(line.startswith("set") for line in lines)
     assert lines[-1] == "No leak was found between the splits."
+    for split, sentence in ((None, "no clip has a split."), ("dev", "all clips that have a split are in dev.")):
+        rows = [row | {"split": split} for row in CLEAN]
+        assert summary_lines(split_summary(rows))[-1] == f"There is nothing to compare: {sentence}"
 
 
 def recount(rows: list[Row], split: str) -> dict[str, int]:
@@ -181,6 +224,9 @@ def recount(rows: list[Row], split: str) -> dict[str, int]:
         ),
         f"{split}_target_unknown": sum(row["target"] is None and row["category"] != "A" for row in others),
     }
+    if split == "test":
+        chosen = set[str]().union(*(who(row) for row in rows if row["split"] == "dev"))
+        found["test_identity_in_dev"] = sum(bool(who(row) & chosen) for row in others)
     return {kind: clips for kind, clips in found.items() if clips}
 
 

@@ -1,10 +1,13 @@
+import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from data_prep import manifest, storage
+from data_prep import boxes, manifest, storage
 from data_prep.manifest import (
     MANIFEST_COLUMNS,
     clip_row,
@@ -39,6 +42,20 @@ def test_a_manifest_comes_back_in_order_of_clip_id(tmp_path: Path, roots: dict[s
     assert meta.counts == {"rows": 2}
     write_manifest(str(tmp_path / "m"), reversed(rows), roots, {"command": "folder"})
     assert read_manifest(str(tmp_path / "m")).meta.digest == meta.digest
+
+
+def test_columns_that_an_older_manifest_lacks_are_null(tmp_path: Path, roots: dict[str, str]) -> None:
+    uri, anew = str(tmp_path / "m"), str(tmp_path / "anew")
+    old = manifest.MANIFEST_SCHEMA.remove(manifest.MANIFEST_SCHEMA.get_field_index("race"))
+    old = old.remove(old.get_field_index("gender"))
+    data = boxes.table_bytes(pa.Table.from_pylist([make_row(method="swap")], schema=old))
+    standing = write_manifest(uri, [make_row(method="swap")], roots, {})
+    storage.write(storage.join(uri, manifest.MANIFEST_NAME), data)
+    files = {manifest.MANIFEST_NAME: hashlib.sha256(data).hexdigest()}
+    boxes.write_meta(uri, replace(standing, files=files))
+    listing = merge_manifests([uri])
+    assert listing.rows == [make_row(method="swap")]
+    write_manifest(anew, listing.rows, listing.roots, {})
 
 
 def test_digest_leaves_out_split_and_fold_only(tmp_path: Path, roots: dict[str, str]) -> None:
@@ -91,6 +108,8 @@ def test_a_manifest_changed_afterwards_is_refused(tmp_path: Path, roots: dict[st
         ({"subject": "\udcff"}, "give a text in UTF-8"),
         ({"label": "1"}, "clip 'one' has label '1'; give an integer"),
         ({"fold": -1}, "clip 'one' has fold -1; give an integer from 0"),
+        ({"target": "id7++id8"}, r"clip 'one' has target 'id7\+\+id8'; give one identity, or several joined by '\+'"),
+        ({"target": "id7+"}, "has target 'id7\\+'; give one identity"),
         ({"speaker": "x"}, "clip 'one' has an unknown field 'speaker'; known are clip_id"),
     ],
 )
@@ -197,6 +216,10 @@ def test_augmented_children_stand_beside_their_parents(
         ({}, {"split": None}, "has split None, but its parent"),
         ({}, {"subject": "id2"}, "has subject 'id2', but its parent"),
         ({}, {"category": "D"}, "has category 'D', but its parent"),
+        ({}, {"video_path": "root/two.mp4"}, "has video_path 'root/two.mp4', but its parent"),
+        ({}, {"audio_path": "root/one.wav"}, "has audio_path 'root/one.wav', but its parent"),
+        ({}, {"fold": 2}, "has fold 2, but its parent"),
+        ({"method": "swap"}, {"method": "lips"}, "has method 'lips', but its parent"),
     ],
 )
 def test_children_that_would_leak_or_mislead_are_refused(
@@ -241,7 +264,7 @@ def test_manifests_that_contradict_each_other_are_not_joined(tmp_path: Path, roo
         merge_manifests([first, moved])
     with pytest.raises(InputError, match=f"{again} lists clip 'a', as {first} does; leave one out"):
         merge_manifests([first, again])
-    with pytest.raises(InputError, match="lists clip 'a', as"):
+    with pytest.raises(InputError, match=f"{first}/? is given twice; leave one out"):
         merge_manifests([first, f"{first}/"])
 
 
@@ -269,6 +292,10 @@ def test_csv_rows_pass_as_a_manifest(tmp_path: Path, roots: dict[str, str]) -> N
     [
         ("clip_id,video_path,label,category,dataset\n", "has no column 'subject'"),
         ("", "has no column 'clip_id'"),
+        (
+            "clip_id,video_path,label,category,dataset,subject,label\n",
+            "has the column 'label' twice; leave one of them",
+        ),
         ("clip_id,path\n", "has an unknown column 'path'; known are clip_id"),
         ("clip_id,video_path,label,category,dataset,subject\na,root/a,one,A,s,i\n", "line 2 has label 'one'"),
         ("clip_id,video_path,label,category,dataset,subject\na,root/a,0,A,s\n", "line 2 has more or fewer fields"),

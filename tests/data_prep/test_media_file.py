@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from typing import BinaryIO
 
 import pytest
 
-from data_prep import storage
+from data_prep import media_file, storage
 from data_prep.media_file import open_descriptor
 from data_prep.rejects import RejectedError, RejectReason
 
@@ -65,13 +66,47 @@ def test_an_object_is_copied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rejected("s3://bucket/other.mp4").reason is RejectReason.MISSING
 
 
-def test_a_bucket_that_fails_is_no_fault_of_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    objects = {"s3://b/forbidden": PermissionError("Access Denied"), "s3://b/down": ConnectionError("no route")}
-    monkeypatch.setattr(storage, "reader", Bucket(objects).reader)
-    error = rejected("s3://b/forbidden")
-    assert (error.reason, error.detail) == (RejectReason.UNREADABLE, "opening failed: Access Denied")
-    with pytest.raises(ConnectionError), open_descriptor("s3://b/down"):
-        pass
+def test_a_large_object_goes_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 8
+    monkeypatch.setattr(storage, "reader", Bucket({"s3://b/small": data[:-1], "s3://b/large": data}).reader)
+    monkeypatch.setattr(media_file, "_MOST_IN_MEMORY", len(data) - 1)
+    for name, is_in_memory in (("small", True), ("large", False)):
+        with open_descriptor(f"s3://b/{name}") as descriptor:
+            assert os.pread(descriptor, 1 << 20, 0) == data[: len(data) - is_in_memory]
+            assert os.readlink(f"/proc/self/fd/{descriptor}").startswith("/memfd:") == is_in_memory
+
+
+def test_a_bucket_or_machine_that_fails_is_no_fault_of_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [storage.InputError("not allowed"), storage.UnreachableError("down"), OSError(errno.ENOSPC, "full")]
+    monkeypatch.setattr(storage, "reader", Bucket({f"s3://b/{type(item)}": item for item in errors}).reader)
+    for error in errors:
+        with pytest.raises(type(error), match=str(error.args[-1])), open_descriptor(f"s3://b/{type(error)}"):
+            pass
+
+
+def opening(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Lets every opening fail with this errno."""
+
+    def fail(path: str, _: int) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", fail)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ESTALE, errno.ENOTCONN])
+def test_what_the_machine_lacks_is_not_said_of_the_clip(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    with monkeypatch.context() as patch:
+        opening(patch, number)
+        with pytest.raises(OSError, match=os.strerror(number)), open_descriptor("/clips/clip.mp4"):
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO])
+def test_a_path_that_may_not_be_opened_is_unreadable(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    with monkeypatch.context() as patch:
+        opening(patch, number)
+        error = rejected("/clips/clip.mp4")
+    assert (error.reason, error.detail) == (RejectReason.UNREADABLE, f"opening failed: {os.strerror(number)}")
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
@@ -79,6 +114,6 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     for path in ("/dev/zero", str(tmp_path), str(tmp_path / "pipe.mp4")):
         error = rejected(path)
         assert (error.reason, error.detail) == (RejectReason.UNREADABLE, "it is no regular file")
-    assert rejected(str(tmp_path / "no.mp4")).reason is RejectReason.MISSING
     (tmp_path / "file").touch()
-    assert rejected(str(tmp_path / "file" / "clip.mp4")).detail == "opening failed: Not a directory"
+    for name in ("no.mp4", "file/clip.mp4"):
+        assert rejected(str(tmp_path / name)).reason is RejectReason.MISSING

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.splits import SplitConfig, split_rows, with_fold
+from data_prep.splits import SplitConfig, split_rows
 from data_prep.storage import InputError
-from tests.listed_clips import crowd, made_child, made_row, real_listing
+from tests.listed_clips import crowd, made_row, real_listing
 
 
 def folds(rows: Any, **values: Any) -> Any:
@@ -135,51 +135,15 @@ def test_a_category_that_a_data_set_lacks_is_not_filled_up_from_another() -> Non
     assert found == {("first", "A"): 10, ("first", "B"): 10, ("second", "C"): 10}
 
 
+def test_folds_that_cannot_be_are_refused() -> None:
+    with pytest.raises(InputError, match="5 folds need at least 10 subjects, there are 9; give another --split"):
+        folds(people(9, {"A": 2}))
+
+
 @pytest.mark.parametrize("fold", range(5))
-def test_another_fold_is_derived_from_the_fold_column(fold: int) -> None:
+def test_a_manifest_in_folds_is_split_anew_by_another_fold(fold: int) -> None:
     rows = crowd(4)
     first = folds(rows, fold=0, seed=7).rows
-    before = [dict(row) for row in first]
-    assert with_fold(first, fold, seed=7) == folds(rows, fold=fold, seed=7).rows
-    assert first == before
-    shuffled = sorted(first, key=lambda row: row["clip_id"][::-1])
-    by_clip = {row["clip_id"]: row for row in with_fold(first, fold, seed=7)}
-    assert with_fold(shuffled, fold, seed=7) == [by_clip[row["clip_id"]] for row in shuffled]
-
-
-def test_children_follow_their_parent_into_another_fold_or_are_refused() -> None:
-    rows = folds(crowd(0), fold=0).rows
-    parent = next(row for row in rows if row["fold"] == 1)
-    child = made_child(parent)
-    found = {row["clip_id"]: row["split"] for row in with_fold([*rows, child], 2, seed=0)}
-    assert found[child["clip_id"]] == found[parent["clip_id"]] in ("train", "dev")
-    with pytest.raises(InputError, match=r"is an augmentation .* in test in this split; split first, augment then"):
-        with_fold([*rows, child], 1, seed=0)
-    unused = next(row for row in rows if row["fold"] is None)
-    with pytest.raises(InputError, match=r"is an augmentation .* not used in this split; split first, augment then"):
-        with_fold([*rows, made_child(unused)], 1, seed=0)
-
-
-def test_a_hand_made_fold_column_needs_a_subject_for_train_and_one_for_dev() -> None:
-    rows = [made_row(f"id{index}", "A", fold=index) for index in range(3)]
-    for fold in range(3):
-        found = {row["fold"]: row["split"] for row in with_fold(rows, fold, seed=0)}
-        assert found.pop(fold) == "test"
-        assert sorted(found.values()) == ["dev", "train"]
-    with pytest.raises(InputError, match=r"fold 1 leaves too few subjects for train and dev \(1\); they need 2"):
-        with_fold(rows[:2], 1, seed=0)
-
-
-def test_folds_that_cannot_be_are_refused() -> None:
-    with pytest.raises(InputError, match="5 folds need at least 10 subjects, there are 9"):
-        folds(people(9, {"A": 2}))
-    with pytest.raises(InputError, match="fold is 0, but the manifest has the folds: none; make it with split 'folds'"):
-        with_fold(people(10, {"A": 1}), 0, seed=0)
-    rows = folds(people(10, {"A": 1, "B": 1})).rows
-    with pytest.raises(InputError, match="fold is 5, but the manifest has the folds: 0, 1, 2, 3, 4; make it"):
-        with_fold(rows, 5, seed=0)
-    other = (rows[0]["fold"] + 1) % 5
-    with pytest.raises(
-        InputError, match=f"has fold {rows[0]['fold']}, but other clips of its subject 'id000' have fold {other}"
-    ):
-        with_fold([rows[0] | {"fold": other}, *rows], 0, seed=0)
+    anew = folds(first, fold=fold, seed=7).rows
+    assert anew == folds(rows, fold=fold, seed=7).rows
+    assert [row["fold"] for row in anew] == [row["fold"] for row in first]

@@ -164,10 +164,15 @@ def test_a_data_set_that_is_trained_and_tested_on_is_divided_by_subject() -> Non
 @pytest.mark.parametrize(
     ("train", "test", "values", "sentence"),
     [
-        ("ax", "b", {}, "train_datasets names 'x', known data sets are: a, b, c"),
+        ("ax", "b", {}, "train_datasets names 'x', known data sets are: a, b, c; give some of them"),
         ("a", "x", {}, "test_datasets names 'x', known data sets are: a, b, c"),
-        ("a", "b", {"dev": 10}, "a split of 10 dev and 0 test subjects leaves none of 10 to train on"),
-        ("ab", "b", {"test": 11}, "test is 11, but the data sets on both lists have only 10 subjects"),
+        (
+            "a",
+            "b",
+            {"dev": 10},
+            "a split of 10 dev and 0 test subjects leaves none of 10 to train on; give a smaller --dev",
+        ),
+        ("ab", "b", {"test": 11}, "test is 11, but the data sets on both lists have only 10 subjects; give fewer"),
         ("a", "a", {"test": 0}, "test is 0, but every data set for test is trained on, too"),
     ],
 )

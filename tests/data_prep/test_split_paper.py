@@ -40,7 +40,7 @@ def test_the_real_listing_reaches_the_papers_shares(shared: Path, seed: int) -> 
     assert result.dropped == {}
     assert "reconstructed" in result.notes[0]
     assert "does not say how it split" in result.notes[0]
-    assert "67.30%, 14.20%, 18.50% of the clips, for 67.3, 14.2 and 18.5 %" in result.notes[0]
+    assert "67.30%, 14.20%, 18.50% of the clips, where the paper has 67.3, 14.2 and 18.5 %." in result.notes[0]
     # Exchanges stay inside a stratum: race and gender keep their shares of subjects, rounded up or down twice.
     groups = Counter((row["race"], row["gender"], row["split"]) for row in result.rows if row["category"] == "A")
     for (_, _, split), count in groups.items():

@@ -91,7 +91,7 @@ def test_strata_of_one_subject_each_still_give_the_sizes_asked_for() -> None:
 
 @pytest.mark.parametrize("sizes", [{"dev": 50, "test": 46}, {"dev": 0.5, "test": 0.5}, {"dev": 0, "test": 200}])
 def test_splits_without_training_subjects_are_refused(sizes: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="leaves none of 96 to train on; take fewer"):
+    with pytest.raises(InputError, match="leaves none of 96 to train on; give smaller --dev and --test, or"):
         split_by_subject(ROWS, **sizes)
 
 

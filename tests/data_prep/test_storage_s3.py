@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import boto3
 import fsspec
 import pytest
@@ -133,7 +134,7 @@ def test_creation_is_tried_again_where_s3_asks_for_it(bucket: str, monkeypatch: 
     with pytest.raises(FileExistsError):
         storage.create(storage.join(bucket, "claim"), b"other")
     answers.append("InternalError")
-    with pytest.raises(OSError, match="busy"):
+    with pytest.raises(UnreachableError, match=r"S3 cannot answer now \(InternalError\)"):
         storage.create(storage.join(bucket, "claim2"), b"mine")
     assert storage.list(bucket) == ["claim"]
 
@@ -168,6 +169,31 @@ def test_credentials_that_are_refused_are_no_fault_of_the_object(
     with pytest.raises(InputError, match=rf"S3 refuses the credentials \({code}\); correct the AWS_\*") as error:
         storage.read(storage.join(bucket, "a"))
     sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "kind", "words"),
+    [
+        (PermissionError("no"), "AccessDenied", InputError, r"S3 does not allow it \(AccessDenied\); give these"),
+        (PermissionError("no"), "403", InputError, r"S3 does not allow it \(403\); give these"),
+        (OSError("no"), "SlowDown", UnreachableError, r"S3 cannot answer now \(SlowDown\); try again later"),
+        (OSError("no"), "503", UnreachableError, r"S3 cannot answer now \(503\); try again later"),
+        (aiohttp.ClientPayloadError("cut"), "", UnreachableError, "S3 does not answer; check the network"),
+    ],
+)
+def test_answers_that_are_not_about_the_object(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, raised: Exception, code: str, kind: type[Exception], words: str
+) -> None:
+    def answer(*_: Any, **__: Any) -> Any:
+        raise raised from ClientError({"Error": {"Code": code, "Message": "no"}}, "GetObject")
+
+    system = fsspec.filesystem("s3", use_listings_cache=False)
+    monkeypatch.setattr(system, "cat_file", answer)
+    monkeypatch.setattr(system, "open", answer)
+    for use in ("read", "reader"):
+        with pytest.raises(kind, match=words) as error:
+            calls(storage.join(bucket, "a"))[use]()
+        sentence(error)
 
 
 def test_half_credentials_unknown_profile_and_a_wrong_endpoint(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

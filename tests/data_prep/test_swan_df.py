@@ -140,6 +140,18 @@ def test_what_cannot_be_joined_or_read_is_unfit(tmp_path: Path) -> None:
     assert sorted(row["category"] for row in listing.rows) == ["A", "B", "D"]
 
 
+def test_second_copies_are_unfit(tmp_path: Path) -> None:
+    copies = [f"SWAN-DF/{VIDEOS[0]}", VIDEOS[0].replace(".mp4", ".avi"), f"SWAN-DF/{VOICES[0]}"]
+    listing = list_both(tmp_path, [VIDEOS[0], VOICES[0], *copies], [REAL])
+    assert {category: len(of_category(listing, category)) for category in "ABCD"} == {"A": 1, "B": 1, "C": 0, "D": 1}
+    kept = {row[column] for row in listing.rows for column in ("video_path", "audio_path")}
+    unfit = dict(listing.unfit)
+    assert len(unfit) == 3
+    for path, reason in unfit.items():
+        assert path not in kept
+        assert reason.removeprefix("a second copy of ") in kept
+
+
 def test_names_are_read_apart() -> None:
     name = parse("4_00021_f_01_07_t_2-model_256d-train_masknocolor-blending_m4o4e15b150r7-to-00022")
     assert name is not None
@@ -154,9 +166,13 @@ def test_names_are_read_apart() -> None:
 
 def test_empty_folders_and_one_name_for_both_roots_are_refused(tmp_path: Path) -> None:
     df, swan = tmp_path / "df", tmp_path / "swan"
-    touch(df, [])
     touch(swan, ["a.txt"])
-    with pytest.raises(InputError, match=r"df holds no fake of SWAN-DF: no file lies at .* one of 160x160, 256x256"):
+    with pytest.raises(
+        InputError, match="df holds no clip: it does not exist, is no folder, or is empty; give the folder"
+    ):
+        swan_df_manifest(str(df), str(swan))
+    touch(df, ["a.txt"])
+    with pytest.raises(InputError, match=r"df holds no fake of SWAN-DF: .* 160x160, 256x256.*; give the folder that"):
         swan_df_manifest(str(df), str(swan))
     touch(df, VIDEOS)
     with pytest.raises(InputError, match=r"swan holds no recording of SWAN's session 01; give the folder SWAN-Idiap"):

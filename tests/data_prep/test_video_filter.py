@@ -1,6 +1,7 @@
 """Decoded frames, coded again or dropped on their way to the collector."""
 
-from collections.abc import Iterable
+import ctypes
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,12 @@ import numpy as np
 import pytest
 
 from data_prep.decoder import Decoder
-from data_prep.video_filter import VideoFilter, filtered
+from data_prep.video_filter import VideoFilter, _Recoder, filtered
+from tests.data_prep.frames import Shown
 
 H264 = VideoFilter(codec="h264", quality=18)
 MPEG4 = VideoFilter(codec="mpeg4", quality=2)
 CODERS = [pytest.param(H264, id="h264"), pytest.param(MPEG4, id="mpeg4")]
-
-
-class Shown:
-    """A sink that keeps what it gets, until it has `enough`."""
-
-    def __init__(self, enough: int = 10_000) -> None:
-        self.frames: list[av.VideoFrame] = []
-        self.enough = enough
-
-    @property
-    def done(self) -> bool:
-        return len(self.frames) >= self.enough
-
-    def add(self, frame: av.VideoFrame) -> None:
-        self.frames.append(frame)
 
 
 def picture(width: int, height: int, phase: float = 0.0) -> np.ndarray:
@@ -179,6 +166,41 @@ def test_the_same_frames_come_out_the_same() -> None:
     source = [frame_of(picture(64, 48, 0.3 * index), 40 * index) for index in range(12)]
     once, again = through(source, H264), through(source, H264)
     assert all(np.array_equal(rgb(one), rgb(other)) for one, other in zip(once, again, strict=True))
+
+
+@pytest.fixture
+def fill() -> Iterator[Any]:
+    """Has glibc fill all memory that it gives away with a byte; with 0 it leaves it as it is."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        pytest.skip("only glibc fills memory on request")
+    perturb = -6  # M_PERTURB of malloc.h
+    yield lambda byte: library.mallopt(perturb, byte)
+    library.mallopt(perturb, 0)
+
+
+@pytest.mark.skipif("avx512" not in Path("/proc/cpuinfo").read_text(), reason="x264 errs on processors with AVX-512")
+def test_no_byte_depends_on_what_memory_held_before(fill: Any) -> None:
+    generator = np.random.default_rng(0)
+    texture = np.kron(generator.integers(0, 256, (24, 24, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+    source = []
+    for index in range(76):  # a moving texture, with cuts
+        image = np.ascontiguousarray(texture[index % 96 :, 3 * index % 96 :][:96, :96])
+        source.append(frame_of(255 - image if index % 37 == 0 else image, 40 * index))
+    seen = set()
+    for byte in (0, 85, 170):
+        fill(byte)
+        shown = through(source, VideoFilter(codec="h264", quality=28))
+        seen.add(b"".join(frame.to_ndarray().tobytes() for frame in shown))
+    assert len(seen) == 1
+
+
+def test_h264_is_coded_alike_on_every_processor() -> None:
+    """The test above shows why, but not on every machine."""
+    recoder = _Recoder("h264", 28)
+    recoder._open(64, 48)
+    assert recoder._encoder is not None
+    assert recoder._encoder.options["x264-params"] == "cpu-independent=1"
 
 
 @pytest.mark.parametrize("video_filter", CODERS)

@@ -1,5 +1,4 @@
 import re
-import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -369,11 +368,10 @@ class TestClocks:
     @pytest.mark.parametrize("suffix", [".mkv", ".mov"])
     @pytest.mark.parametrize("streams", [(0,), (1,), (0, 1)])
     def test_hours_that_are_not_there_cost_nothing(
-        self, clips: Any, tmp_path: Path, hours: int, suffix: str, streams: tuple[int, ...]
+        self, clips: Any, tmp_path: Path, measured: list[int], hours: int, suffix: str, streams: tuple[int, ...]
     ) -> None:
         shift = dict.fromkeys(streams, hours * 3600.0)
         path = self.write(tmp_path / f"clip{suffix}", clips, shift=shift, copied=tmp_path / f"plain{suffix}")
-        begin = time.process_time()
         try:
             clip = read(path)
         except RejectedError as error:
@@ -381,7 +379,8 @@ class TestClocks:
         else:
             # One stream ends in time, and so does the clip, or the container has dropped what is too far away.
             outcome = f"{clip.duration_s:.1f} s"
-        assert time.process_time() - begin < 2
+        # The 3 s there are, twice where the clip is decoded again; an hour of silence would be 57,600,000 samples.
+        assert sum(measured) < 8 * RATE
         assert re.fullmatch(r"[23]\.0 s|unreadable: the sound is interrupted for .*", outcome)
 
     def test_a_clock_that_begins_far_from_zero(self, clips: Any, tmp_path: Path) -> None:

@@ -12,12 +12,23 @@ import pyarrow as pa
 import pytest
 
 from cluster.audits import corpus_audit, keep_audit, read_audit, write_audit
+from cluster.extract import extract
 from cluster.features import open_features
 from data_prep import boxes, storage
 from data_prep.boxes import Meta
 from data_prep.storage import InputError
-from jobs.audit import CHANCE_SHARE, FACTS, audit_corpus, audit_manifest, audit_text
+from jobs.audit import (
+    CHANCE_SHARE,
+    FACTS,
+    audit_corpus,
+    audit_manifest,
+    audit_text,
+    interval_text,
+    is_above,
+    loud_facts,
+)
 from jobs.audit_classifier import FOLDS, encoded, fact_auc
+from stgs.backbones import BackboneConfig
 from tests.data_prep.conftest import manifest_row, tone, write_clip
 from tests.planted import make_features
 
@@ -48,27 +59,38 @@ def people(random: np.random.Generator, subjects: int = SUBJECTS) -> tuple[np.nd
     return np.array(labels), names
 
 
+def unbalanced(subjects: int = 3 * SUBJECTS) -> tuple[np.ndarray, list[str]]:
+    """Labels and subjects of clips, 1 real one and 40 fakes of each subject."""
+    return np.tile(np.arange(41) > 0, subjects), [f"subject-{number // 41}" for number in range(41 * subjects)]
+
+
 def noise(kind: str, random: np.random.Generator, names: list[str]) -> np.ndarray:
     if kind == "number":
         return random.standard_normal(len(names))
     if kind == "category":
         return random.integers(0, 4, len(names)).astype(float)
+    if kind == "rare":
+        return (random.random(len(names)) < 0.002).astype(float)
     if kind == "often missing":
         return np.where(random.random(len(names)) < 0.5, np.nan, random.standard_normal(len(names)))
     by_subject = {name: random.standard_normal() for name in names}
     return np.array([by_subject[name] for name in names])
 
 
-@pytest.mark.parametrize("kind", ["number", "category", "often missing", "of the subject"])
+def interval(result: dict[str, Any]) -> tuple[float, float, float]:
+    return result["auc"], result["low"], result["high"]
+
+
+@pytest.mark.parametrize("kind", ["number", "category", "often missing", "of the subject", "rare"])
 def test_a_fact_that_says_nothing_is_expected_at_chance(kind: str) -> None:
     seeds = 80
     aucs, alarms = [], 0
     for seed in range(seeds):
         random = np.random.default_rng(seed)
-        fake, names = people(random)
+        fake, names = unbalanced() if kind == "rare" else people(random)
         result = fact_auc(noise(kind, random, names), fake, names, seed=seed, resamples=200)
         aucs.append(result["auc"])
-        alarms += result["low"] > 0.5
+        alarms += is_above(result)
     # Three standard errors, of the mean and of a share of CHANCE_SHARE.
     assert abs(np.mean(aucs) - 0.5) < 3 * np.std(aucs, ddof=1) / math.sqrt(seeds)
     assert alarms / seeds < CHANCE_SHARE + 3 * math.sqrt(CHANCE_SHARE * (1 - CHANCE_SHARE) / seeds)
@@ -77,14 +99,14 @@ def test_a_fact_that_says_nothing_is_expected_at_chance(kind: str) -> None:
 def test_a_fact_that_is_the_label_is_found_whole() -> None:
     random = np.random.default_rng(0)
     fake, names = people(random)
-    perfect = {"auc": 1.0, "low": 1.0, "high": 1.0}
+    perfect = (1.0, 1.0, 1.0)
     for given in (fake.astype(float), (~fake).astype(float), ["f" if label else "r" for label in fake]):
         values, categories = encoded(list(given))
-        assert fact_auc(values, fake, names, categories=categories) == perfect
+        assert interval(fact_auc(values, fake, names, categories=categories)) == perfect
     infinite, _ = encoded([-math.inf if label else float(i) for i, label in enumerate(fake)])
-    assert fact_auc(infinite, fake, names) == perfect
+    assert interval(fact_auc(infinite, fake, names)) == perfect
     missing, _ = encoded([None if label else float(i) for i, label in enumerate(fake)])
-    assert fact_auc(missing, fake, names) == perfect, "only fakes lack it"
+    assert interval(fact_auc(missing, fake, names)) == perfect, "only fakes lack it"
     apart = fact_auc(np.where(fake, 1.0, 0.0) + 0.1 * random.random(len(fake)), fake, names)
     assert apart["auc"] > 0.99, "many values, which a threshold separates"
 
@@ -137,7 +159,8 @@ def test_least_that_can_be_measured() -> None:
     for subjects in ("aabb", "abcd", "abca"):
         result = fact_auc(np.array([3.0, 1.0, 2.0, 0.0]), fake, list(subjects))
         assert "sentence" in result or 0 <= result["low"] <= result["auc"] <= result["high"] <= 1
-    assert fact_auc(np.full(4, 7.0), fake, list("aabb")) == {"auc": 0.5, "low": 0.5, "high": 0.5}
+    constant = {"auc": 0.5, "low": 0.5, "high": 0.5, "null_error": 0.0, "least_subjects": 2}
+    assert fact_auc(np.full(4, 7.0), fake, list("aabb")) == constant
     assert fact_auc(np.full(4, np.nan), fake, list("aabb")) == {"sentence": "no clip has one."}
     assert encoded([])[0].shape == (0,)
 
@@ -199,32 +222,59 @@ def test_a_shortcut_is_loud_and_names_the_fakes_that_have_it(tmp_path: Path) -> 
     uri, meta = write_corpus(tmp_path, clips(leading_silence_s=silence, width={"A": 640, "B": 640, "C": 480, "D": 480}))
     audit = audit_corpus(uri, meta)
     found = audit["facts"]["leading_silence_s"]
-    assert found["B"] == {"auc": 1.0, "low": 1.0, "high": 1.0}
-    assert found["C"] == found["D"] == {"auc": 0.5, "low": 0.5, "high": 0.5}
+    assert interval(found["B"]) == (1.0, 1.0, 1.0)
+    assert interval(found["C"]) == interval(found["D"]) == (0.5, 0.5, 0.5)
     # A third of the fakes are told for sure, the others are ties.
     assert found["all"]["auc"] == pytest.approx(1 / 3 + 2 / 3 * 0.5)
     leading, resolution = shortcuts(audit)
     assert leading.startswith("SHORTCUT: the leading silence alone tells all fakes (AUC 0.667 [")
     assert "B (AUC 1.000 [1.000, 1.000])" in leading
     assert "C (AUC" not in leading
+    assert audit["tests"] == 5, "silence of all and of B, size of all, C and D; the others are the same everywhere"
     assert "--trim-silence" in leading
     assert "C (AUC 1.000" in resolution
     assert "B (AUC" not in resolution
     assert "No shortcut" not in audit_text(audit)
 
 
-def test_weak_shortcuts_say_that_they_may_be_chance(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("effect", "beginning"), [(0.32, "SHORTCUT, perhaps by chance: the loudness"), (0.8, "SHORTCUT: the loudness")]
+)
+def test_weak_shortcuts_say_that_they_may_be_chance(effect: float, beginning: str, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     rows = clips(100)
     for row in rows:
-        row["loudness_dbfs"] = random.standard_normal() + 0.4 * (row["category"] != "A")
+        row["loudness_dbfs"] = random.standard_normal() + effect * (row["category"] != "A")
     uri, meta = write_corpus(tmp_path, rows)
     audit = audit_corpus(uri, meta)
-    loud = audit["facts"]["loudness_dbfs"]["all"]
     (line,) = shortcuts(audit)
-    assert 0.5 < loud["low"] < 0.55
-    assert line.startswith("SHORTCUT")
+    assert line.startswith(beginning)
     assert f"Of 4 intervals about {4 * CHANCE_SHARE:.1f} would lie above 0.5" in audit_text(audit)
+
+
+def test_few_subjects_make_no_shortcut_sure() -> None:
+    for least, sure in ((4, False), (5, True)):
+        perfect = {"auc": 1.0, "low": 1.0, "high": 1.0, "null_error": 0.01, "least_subjects": least}
+        assert loud_facts({"fps": {"all": perfect}}, 1) == {"fps": sure}
+
+
+def test_an_interval_above_chance_does_not_read_as_chance() -> None:
+    assert interval_text({"auc": 0.500244, "low": 0.500098, "high": 0.5004}) == "0.5002 [0.5001, 0.5004]"
+    assert interval_text({"auc": 0.500002, "low": 0.500001, "high": 0.500003}) == "0.500002 [0.500001, 0.500003]"
+    assert interval_text({"auc": 0.52, "low": 0.4999, "high": 0.54}) == "0.520 [0.500, 0.540]"
+    assert interval_text({"auc": 0.9931, "low": 0.977, "high": 1.0}) == "0.993 [0.977, 1.000]"
+
+
+def test_the_error_under_chance_is_that_of_shuffled_labels() -> None:
+    random = np.random.default_rng(3)
+    fake = np.arange(400) % 4 > 0
+    names = [f"subject-{number}" for number in range(400)]
+    for share in (0.02, 0.5):
+        values = (random.random(400) < share).astype(float)
+        result = fact_auc(values, fake, names, resamples=50)
+        spread = 0.5 * math.sqrt(values.mean() * (1 - values.mean()) * (1 / 100 + 1 / 300))
+        # Folds of 80 clips have other shares of the value than the whole, and n - 1 instead of n.
+        assert result["null_error"] == pytest.approx(spread, rel=0.1)
 
 
 def test_augmented_clips_are_audited_by_the_name_alone(tmp_path: Path) -> None:
@@ -277,7 +327,7 @@ def test_many_sizes_are_compared_by_area(tmp_path: Path) -> None:
 
 def test_files_of_a_manifest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = []
-    for number in range(3):
+    for number in range(5):
         for category in "AC":
             name = f"{number}-{category}.mp4"
             times = np.arange(20 if category == "A" else 40) / 25
@@ -287,12 +337,18 @@ def test_files_of_a_manifest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     rows += [manifest_row(name, subject="s0") for name in ("broken.mp4", "gone.mp4")]
     rows.append(manifest_row("child", **{key: rows[1][key] for key in ("video_path", "category", "label", "subject")}))
     rows[-1] |= {"augmentation": "blur", "parent_clip_id": rows[1]["clip_id"]}
+    orphan = {**rows[-1], "clip_id": "orphan", "video_path": "clips/broken.mp4", "parent_clip_id": "broken.mp4"}
+    rows.append(orphan)
     audit = audit_manifest(rows, {"clips": str(tmp_path)}, clip_timeout=30, processes=2, progress=False)
     assert audit["refused"] == {"missing": 1, "unreadable": 1}
-    assert (audit["clips"], audit["subjects"]) == (7, 3)
-    assert audit["facts"]["duration_s"]["all"] == {"auc": 1.0, "low": 1.0, "high": 1.0}
+    refused = [(clip["clip_id"], clip["reason"]) for clip in audit["refused_clips"]]
+    assert refused == [("broken.mp4", "unreadable"), ("gone.mp4", "missing")]
+    assert all(clip["detail"] for clip in audit["refused_clips"])
+    # A child of a file that cannot be read does not count, as it can be no clip either.
+    assert (audit["clips"], audit["subjects"]) == (11, 5)
+    assert interval(audit["facts"]["duration_s"]["all"]) == (1.0, 1.0, 1.0)
     for same in ("fps", "resolution", "sample_rate"):
-        assert audit["facts"][same]["C"] == {"auc": 0.5, "low": 0.5, "high": 0.5}
+        assert interval(audit["facts"][same]["C"]) == (0.5, 0.5, 0.5)
     assert "sentence" in audit["facts"]["duration_s"]["B"]
     assert set(audit["skipped"]) == {"leading_silence_s", "trailing_silence_s", "loudness_dbfs", "num_faces"}
     text = audit_text(audit)
@@ -302,6 +358,14 @@ def test_files_of_a_manifest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert json.loads(json.dumps(audit, allow_nan=False)) == audit
     with pytest.raises(InputError, match="processes is 0"):
         audit_manifest(rows, {"clips": str(tmp_path)}, processes=0)
+
+
+def test_a_damaged_audit_is_told_before_features_are_extracted(tmp_path: Path) -> None:
+    uri, _ = write_corpus(tmp_path / "corpus", clips(2))
+    (tmp_path / "corpus" / "audit.json").write_text("{")
+    with pytest.raises(InputError, match=r"audit\.json is damaged"):
+        extract(uri, str(tmp_path / "features"), BackboneConfig())
+    assert not (tmp_path / "features").exists()
 
 
 def test_audit_goes_from_the_corpus_to_the_run(tmp_path: Path) -> None:

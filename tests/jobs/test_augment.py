@@ -90,7 +90,7 @@ def test_doubtful_augmentations_are_used_only_when_named(manifest: str, capsys: 
     assert main([manifest, "--per-clip", "36", "--names", "all", "--dry-run", "--json"]) == 0
     payload = told(capsys)
     assert payload["splits"]["dev"]["augmented_real"] == len(AUGMENTATIONS)
-    assert {note.partition(":")[0] for note in payload["notes"]} == {"pitch", "tempo"}
+    assert {note.partition(":")[0] for note in payload["notes"]} == {"gain", "pitch", "tempo"}
     assert main([manifest, "--per-clip", "36", "--dry-run"]) == 2
     assert "per_clip is 36" in capsys.readouterr().err
 
@@ -102,6 +102,10 @@ def test_doubtful_augmentations_are_used_only_when_named(manifest: str, capsys: 
         (["MANIFEST", "--gallery", "clip.mp4", "--out", "x"], "give either MANIFEST_DIR"),
         (["MANIFEST"], "--out is missing"),
         (["--gallery", "clip.mp4"], "--out is missing"),
+        *(
+            (["--gallery", "clip.mp4", "--out", "x", *option], f"{option[0]} is for a manifest, and --gallery shows")
+            for option in (["--dry-run"], ["--names", "flip"], ["--balance", "paper"], ["--per-clip", "2"])
+        ),
         (["MANIFEST", "--names", "sepia", "--dry-run"], "'sepia' is none"),
         (["nowhere", "--dry-run"], "nowhere"),
     ],

@@ -122,7 +122,8 @@ def test_a_name_that_is_no_utf8_is_printed_all_the_same(
     with open(os.path.join(os.fsencode(root), b"A", b"bad\xff.mp4"), "wb"):
         pass
     told = run("folder", root, "--out", str(tmp_path / "m"), exit_code=4)
-    assert [item["path"] for item in told["unfit"]] == ["A/bad\udcff.mp4"]
+    # Written out: a lone half of a character is no JSON that others can read.
+    assert [item["path"] for item in told["unfit"]] == ["A/bad\\udcff.mp4"]
     assert main(["manifest", "folder", root, "--out", str(tmp_path / "m")]) == 4
     assert "  A/bad\\udcff.mp4: its name is no UTF-8" in capfd.readouterr().out.splitlines()
 
@@ -162,7 +163,13 @@ def test_merging_one_manifest_splits_it_anew_or_keeps_its_splits(
     first, anew, kept = (str(tmp_path / name) for name in ("first", "anew", "kept"))
     digest = run("fakeavceleb", celebrities_root, "--out", first)["digest"]
     assert run("merge", first, "--out", anew, "--seed", "1")["digest"] == digest
+    replaced = "ROOT's own splits are replaced; --keep-splits leaves them."
+    assert replaced in run("merge", first, "--out", anew, "--seed", "1")["split_notes"]
     told = run("merge", first, "--out", kept, "--keep-splits")
+    assert told["split_notes"] == []
+    none = str(tmp_path / "none")
+    assert replaced in run("merge", first, "--out", none, "--split", "none")["split_notes"]
+    assert run("merge", none, "--out", str(tmp_path / "again"), "--split", "none")["split_notes"] == []
     assert rows_of(kept) == rows_of(first) != rows_of(anew)
     assert told["splits"]["train"]["clips"] == sum(row["split"] == "train" for row in rows_of(first))
     assert told["leaks"]
@@ -186,10 +193,16 @@ def test_splits_of_a_csv_can_be_kept(tmp_path: Path, run: Run) -> None:
         (["fakeavceleb", "{root}", "--swan", "{root}"], "for swan-df, and only there"),
         (["merge", "{root}"], "is no manifest"),
         (["merge", "{root}", "--dataset", "x"], "--dataset is 'x', but merged clips keep the names of their own"),
+        (
+            ["fakeavceleb", "{root}", "--keep-splits"],
+            "fakeavceleb has no splits of its own to keep; leave out --keep-sp",
+        ),
+        (["merge", "{root}", "--keep-splits", "--seed", "1"], "--keep-splits leaves the splits as they are; leave it"),
         (["other", "{root}"], "SOURCE is 'other'; choose from folder, fakeavceleb, swan-df, merge."),
         (["folder"], "ROOT is missing; give it first on the command line"),
         (["folder", "{root}", "--processes", "0"], "processes is 0; give at least 1."),
-        (["folder", "{root}", "--clip-timeout", "0"], "clip_timeout is 0.0; give seconds above 0."),
+        (["folder", "{root}", "--clip-timeout", "0"], "clip_timeout is 0.0; give seconds above 0, at most 86,400."),
+        (["folder", "{root}", "--clip-timeout", "1e5"], "clip_timeout is 100000.0; give seconds above 0, at most"),
         (["fakeavceleb", "{root}", "--dev", "1.5"], "dev is 1.5; give a share below 1, or a whole number"),
         (["fakeavceleb", "{root}", "--dev", "6", "--test", "6"], "leaves none"),
     ],
@@ -211,16 +224,23 @@ def test_an_audit_is_printed_and_in_the_json(
     from jobs import audit
 
     seen: list[Any] = []
+    refused: list[dict[str, str]] = []
 
     def audit_manifest(rows: list[Row], roots: dict[str, str], *, clip_timeout: float, processes: int) -> Any:
         seen.append((len(rows), roots, clip_timeout, processes))
-        return {"clips": len(rows)}
+        return {"clips": len(rows), "refused_clips": refused}
 
     monkeypatch.setattr(audit, "audit_manifest", audit_manifest)
     monkeypatch.setattr(audit, "audit_text", lambda found: f"audited {found['clips']}")
     call = ["fakeavceleb", celebrities_root, "--out", str(tmp_path / "m"), "--audit", "--processes", "3"]
-    assert run(*call)["audit"] == {"clips": 48}
+    assert run(*call)["audit"] == {"clips": 48, "refused_clips": []}
     assert main(["manifest", *call, "--clip-timeout", "5"]) == 0
     assert capfd.readouterr().out.endswith("\naudited 48\n")
     roots = {"FakeAVCeleb": celebrities_root}
     assert seen == [(48, roots, 60.0, 3), (48, roots, 5.0, 3)]
+    refused += [{"clip_id": f"clip {number}", "reason": "unreadable", "detail": "no film"} for number in range(21)]
+    assert run(*call, exit_code=4)["audit"]["refused_clips"] == refused
+    assert main(["manifest", *call]) == 4
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-22:-20] == ["clips that cannot be read: 21", "  clip 0: unreadable (no film)"]
+    assert lines[-1] == "  ... and 1 more (--json lists all)"

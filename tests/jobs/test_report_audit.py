@@ -19,7 +19,7 @@ from tests.jobs.reports import SETTINGS, Page, read_page, search
 from tests.planted import make_features
 
 QUIET = {"auc": 0.48, "low": 0.41, "high": 0.55}
-LOUD = {"auc": 0.91, "low": 0.87, "high": 0.95}
+LOUD = {"auc": 0.91, "low": 0.87, "high": 0.95, "null_error": 0.03, "least_subjects": 56}
 AUDIT: dict[str, Any] = {
     "version": 1,
     "digest": "0" * 64,
@@ -77,16 +77,26 @@ def test_what_is_loud_stands_in_the_section_and_on_top(facts: RunFacts) -> None:
     audit["leaks"] = [{"kind": "a", "clips": 3, "sentence": f"{n} clips leak."} for n in ("Three", "Four", "Five")]
     audit["facts"]["file_bytes"]["all"] = {"auc": 0.56, "low": 0.501, "high": 0.619}
     audit["leaks"].append({"kind": "test_target_unknown", "clips": 1, "sentence": "Some targets are unknown."})
+    perhaps = {"kind": "method_perhaps_seen_in_training", "clips": 1, "sentence": "Some methods are unnamed."}
+    audit["leaks"].append(perhaps)
     page = page_of(facts, audit)
     top, words = page.section("summary").text, page.section("shortcuts").text
     assert "SHORTCUT: fakes can be told from real clips without looking or listening, by bit rate." in top
     assert "SHORTCUT, perhaps by chance: fakes can be told from real clips without looking or listening, by file" in top
     assert "LEAK: Three clips leak. 2 more leaks of the splits." in top
     assert "unknown" not in top
+    assert "unnamed" not in top
     assert "LEAK, perhaps: Some targets are unknown." in words
+    assert "LEAK, perhaps: Some methods are unnamed." in words
     for line in (*audit["shortcuts"], "LEAK: Three clips leak.", "LEAK: Four clips leak.", "LEAK: Five clips leak."):
         assert line in words
     assert "No shortcut" not in words
+    of_another_version = copy.deepcopy(audit)
+    del of_another_version["facts"]["bit_rate"]["D"]["null_error"]
+    del of_another_version["facts"]["bit_rate"]["D"]["least_subjects"]
+    assert "by chance: fakes can be told from real clips without looking or listening, by bit rate, file size" in (
+        page_of(facts, of_another_version).section("summary").text
+    )
     assert "frame rate: not measured, because there are fake clips of 1 subject." in words
     assert "number of faces of B: not measured, because no clip has one." in words
     assert "loudness: not looked at, because an earlier version made this corpus." in words

@@ -7,12 +7,13 @@ repeats at most the shards that were in work.
 from __future__ import annotations
 
 import abc
+import contextlib
 import importlib.metadata
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -49,20 +50,30 @@ class ShardWorker(abc.ABC):
         """Ray Data's side of `work`: a batch of one shard in; rows with news of it out, the result in the last."""
         (shard,) = batch["shard"]
         clips, told = 0, 0
-        for step in self.work(json.loads(shard)):
-            if not isinstance(step, int):
-                yield from (_message(0) for _ in range(told, _NEWS))
-                yield _message(clips, json.dumps(step))
-                return
-            clips += step
-            if clips >= _CLIPS_PER_NEWS and told < _NEWS:
-                yield _message(clips)
-                clips, told = 0, told + 1
+        try:
+            for step in self.work(json.loads(shard)):
+                if not isinstance(step, int):
+                    yield from (_message(0) for _ in range(told, _NEWS))
+                    yield _message(clips, result=json.dumps(step))
+                    return
+                clips += step
+                if clips >= _CLIPS_PER_NEWS and told < _NEWS:
+                    yield _message(clips)
+                    clips, told = 0, told + 1
+        except (ValueError, RuntimeError) as error:
+            # By name: stgs has an InputError of its own, and importing it here would load torch for `prepare`, too.
+            if type(error).__name__ not in _SENTENCES:
+                raise
+            # Told, not raised: after an error Ray Data leaves its actors, with their CPUs, to the garbage collector.
+            yield from (_message(0) for _ in range(told, _NEWS))
+            yield _message(clips, error=[type(error).__name__, str(error)])
 
 
-def _message(clips: int, result: str = "") -> dict[str, np.ndarray]:
-    """A row for the driver: clips done since the last one, and the shard's result in its last."""
-    return {"clips": np.array([clips]), "result": np.array([result])}
+def _message(clips: int, result: str = "", error: Sequence[str] = ("", "")) -> dict[str, np.ndarray]:
+    """A row for the driver: clips done since the last one; in the shard's last its result, or an error by its name."""
+    kind, sentence = error
+    row = {"clips": clips, "result": result, "error": kind, "sentence": sentence}
+    return {name: np.array([value]) for name, value in row.items()}
 
 
 def run(
@@ -88,6 +99,27 @@ def run(
     if not shards:
         return []
     size = _number_of_actors(actors, len(shards), num_cpus, num_gpus, way_out)
+    options = {"compute": ray.data.ActorPoolStrategy(size=size), "num_cpus": num_cpus, "num_gpus": num_gpus}
+    results: dict[int, Result] = {}
+    # Ray's rows come from a generator, whose end, an early one too, ends the actors.
+    rows = cast(Generator[dict[str, Any], None, None], iter(_dataset(worker, arguments, shards, options).iter_rows()))
+    with progress_bar(title, clips, "clip", progress) as bar, contextlib.closing(rows) as messages:
+        try:
+            for row in messages:
+                bar.update(row["clips"])
+                if row["error"]:
+                    raise _SENTENCES[row["error"]](row["sentence"])
+                if row["result"]:
+                    result = json.loads(row["result"])
+                    results[result.pop("position")] = result
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(f"{title}: an actor died {_RETRIES + 1} times at the same shard.") from error
+    return [results[position] for position in range(len(shards))]
+
+
+def _dataset(
+    worker: type[ShardWorker], arguments: dict[str, Any], shards: list[Shard], options: dict[str, Any]
+) -> ray.data.Dataset:
     rows = [{"shard": json.dumps(shard | {"position": position})} for position, shard in enumerate(shards)]
     with warnings.catch_warnings():
         # It has no other way to bound the restarts of an actor pool; pyproject.toml excludes the Ray that drops it.
@@ -97,37 +129,13 @@ def run(
             fn_constructor_kwargs=arguments,
             batch_size=1,
             batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=size),
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
             max_restarts=_RETRIES,
             max_task_retries=_RETRIES,
+            **options,
         )
     # Every row leaves its actor at once, so that the progress bar moves within a shard, too.
     dataset.context.target_max_block_size = 1
-    results: dict[int, Result] = {}
-    with progress_bar(title, clips, "clip", progress) as bar:
-        for row in _rows(dataset, title):
-            bar.update(row["clips"])
-            if row["result"]:
-                result = json.loads(row["result"])
-                results[result.pop("position")] = result
-    return [results[position] for position in range(len(shards))]
-
-
-def _rows(dataset: ray.data.Dataset, title: str) -> Iterator[dict[str, Any]]:
-    """The dataset's rows; a worker's errors that are sentences for people as themselves, without Ray's wrapping."""
-    try:
-        yield from dataset.iter_rows()
-    except ray.exceptions.RayActorError as error:
-        raise RuntimeError(f"{title}: an actor died {_RETRIES + 1} times at the same shard.") from error
-    except ray.exceptions.RayTaskError as error:
-        # By name: stgs has an InputError of its own, and importing it here would load torch for `prepare`, too.
-        kind = _SENTENCES.get(type(error.cause).__name__)
-        if kind is None:
-            raise
-        # Ray Data appends advice on retries to the message.
-        raise kind(str(error.cause).partition("\n")[0]) from None
+    return dataset
 
 
 def _number_of_actors(wanted: int | None, shards: int, num_cpus: int, num_gpus: float, way_out: str) -> int:

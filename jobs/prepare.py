@@ -37,7 +37,7 @@ class PrepareJobConfig:
     contact_sheet: bool = option(False, help=f"also write {CONTACT_SHEET}: the faces and spectrograms of some clips")
     actors: int | None = option(None, help="processes, each with a CPU (default: one per CPU)")
     face_device: str = option(
-        "auto", help="where faces are looked for: auto takes the cluster's GPUs if it has any", choices=FACE_DEVICES
+        "auto", help="where faces are looked for; auto: on GPUs if every machine has one", choices=FACE_DEVICES
     )
     prepare: PrepareConfig = group(PrepareConfig)
     session: SessionOptions = group(SessionOptions)

@@ -1,7 +1,9 @@
 """Workers over shards on Ray Data: order, progress, errors, and actors that die."""
 
+import gc
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +79,21 @@ def test_a_second_attempt_with_less_to_tell_keeps_its_result(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_run_that_failed_gives_its_processors_back(tmp_path: Path) -> None:
+    everything = ray.cluster_resources()["CPU"]
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < everything:  # those of the tests before
+        assert time.monotonic() < deadline
+    gc.disable()
+    try:
+        with pytest.raises(InputError, match="shard 1 is refused"):
+            run(tmp_path, {"value": 1, "refuse": True}, {"value": 2})
+        while ray.available_resources().get("CPU", 0) < everything:
+            assert time.monotonic() < deadline, "an actor still holds a CPU"
+    finally:
+        gc.enable()
+
+
 def test_shard_that_always_kills_its_actor_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="an actor died 4 times"):
         run(tmp_path, {"value": 1, "fatal": "always"})
@@ -99,7 +116,7 @@ def test_what_a_worker_lacks_is_told_in_its_sentence(
     with pytest.raises(kind) as lacking:
         run(tmp_path, {"value": 5, "lacks": lacks})
     assert str(lacking.value) == sentence
-    assert lacking.value.__suppress_context__
+    assert lacking.value.__context__ is None
 
 
 def test_no_shards_and_no_room(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -126,7 +127,12 @@ class ExtractWorker(shards.ShardWorker):
         self.out = out
         self.device = device
         self.length = config.length
-        self.extractor = FeatureExtractor(config).to(device)
+        self.config = config
+
+    @functools.cached_property
+    def extractor(self) -> FeatureExtractor:
+        """Loaded with the first shard: a constructor's error, of a damaged weights file, say, has no sentence."""
+        return FeatureExtractor(self.config).to(self.device)
 
     def work(self, shard: shards.Shard) -> Iterator[int | shards.Result]:
         """Write the features of one part of the corpus under the same name."""

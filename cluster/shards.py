@@ -40,7 +40,7 @@ _SENTENCES: dict[str, type[Exception]] = {
 
 
 class ShardWorker(abc.ABC):
-    """Base of the actors. A subclass loads what it needs in its constructor and implements `work`."""
+    """Base of the actors. A subclass implements `work`, and loads there what it needs, once: its errors are told."""
 
     @abc.abstractmethod
     def work(self, shard: Shard) -> Iterator[int | Result]:

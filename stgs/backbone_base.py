@@ -102,9 +102,11 @@ def _file_state(path: str) -> dict[str, Tensor]:
     try:
         stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch.load raises many kinds for a file that is no checkpoint; each becomes one sentence with its cause.
+        # torch.load raises many kinds for a file that is no checkpoint; each becomes one sentence with its cause, of
+        # which the first sentence says what is wrong and a page follows on torch itself.
+        cause = str(error).partition(". ")[0].partition("\n")[0]
         raise InputError(
-            f"weights {path!r} cannot be read as a state dict ({type(error).__name__}: {error})."
+            f"weights {path!r} cannot be read as a state dict ({type(error).__name__}: {cause}); give another file."
         ) from error
     state = stored.get("state_dict", stored) if isinstance(stored, Mapping) else {}
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}

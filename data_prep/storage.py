@@ -43,6 +43,10 @@ class UnreachableError(RuntimeError):
     """S3 does not answer, or not now; the same call may succeed later."""
 
 
+class NoSpaceError(RuntimeError):
+    """The disk, or a quota, is full: one sentence with the way out."""
+
+
 def join(uri: str, *parts: str) -> str:
     """The URI of an object below `uri`, e.g. `join("s3://b/run", "points", "0") == "s3://b/run/points/0"`."""
     return "/".join([uri.rstrip("/") if uri else ".", *(part.strip("/") for part in parts)])

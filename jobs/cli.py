@@ -48,6 +48,12 @@ COMMANDS: dict[str, str] = {
 # Exceptions that mean wrong input. They are looked up where their modules are loaded already: importing those here
 # would make `stgs --help` wait for torch and pyarrow.
 _INPUT_ERRORS = (("stgs.config", "InputError"), ("data_prep.storage", "InputError"))
+# Those that say all there is to say in a sentence: something outside is missing or full.
+_OUTSIDE_ERRORS = (
+    ("data_prep.storage", "UnreachableError"),
+    ("data_prep.storage", "NoSpaceError"),
+    ("data_prep.decoder", "DecoderStartError"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +102,10 @@ def run_command(name: str, run: Callable[[Any], Outcome], argv: Sequence[str] | 
     try:
         with _terminate_like_interrupt(), _standard_output_reserved(as_json):
             outcome = run(_configuration(name, run, arguments))
-    except _input_errors() as error:
+    except (UsageError, *_loaded(_INPUT_ERRORS)) as error:
         return _end(name, str(error), WRONG_USE, as_json)
+    except _loaded(_OUTSIDE_ERRORS) as error:
+        return _end(name, str(error), FAILED, as_json)
     except KeyboardInterrupt:
         return _end(
             name, "stopped; run it again to go on where it stopped (search and grid: with --resume).", STOPPED, as_json
@@ -156,9 +164,9 @@ def _read_config(path: str) -> dict[str, Any]:
     return content
 
 
-def _input_errors() -> tuple[type[Exception], ...]:
-    loaded = [getattr(sys.modules[module], name) for module, name in _INPUT_ERRORS if module in sys.modules]
-    return (UsageError, *loaded)
+def _loaded(errors: Sequence[tuple[str, str]]) -> tuple[type[Exception], ...]:
+    """Those of these exceptions whose modules are loaded."""
+    return tuple(getattr(sys.modules[module], name) for module, name in errors if module in sys.modules)
 
 
 @contextlib.contextmanager

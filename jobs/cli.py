@@ -43,6 +43,12 @@ COMMANDS: dict[str, str] = {
     "report": "write a run's report as one HTML page",
     "score": "print P(fake) for new clips",
     "describe": "print the size of a genotype and draw it",
+    "submit": "run one of the commands above as a job of a Ray cluster",
+    "jobs": "list the jobs of a cluster, or follow one",
+    "stop": "stop a job of a cluster; it saves first",
+    "results": "fetch the results of a job, or of a run",
+    "status": "show how far a run is, from its storage alone",
+    "doctor": "check machines and storage, one line each",
 }
 
 # Exceptions that mean wrong input. They are looked up where their modules are loaded already: importing those here
@@ -76,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console command: `stgs COMMAND ...`. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return COMPLETE if arguments else WRONG_USE
+        return _printed(_overview(), COMPLETE if arguments else WRONG_USE)
     name = arguments[0]
     if name not in COMMANDS:
         print(f"stgs: {name!r} is no command; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
@@ -102,19 +107,30 @@ def run_command(name: str, run: Callable[[Any], Outcome], argv: Sequence[str] | 
     try:
         with _terminate_like_interrupt(), _standard_output_reserved(as_json):
             outcome = run(_configuration(name, run, arguments))
-    except (UsageError, *_loaded(_INPUT_ERRORS)) as error:
-        return _end(name, str(error), WRONG_USE, as_json)
-    except _loaded(_OUTSIDE_ERRORS) as error:
-        return _end(name, str(error), FAILED, as_json)
     except KeyboardInterrupt:
         return _end(
             name, "stopped; run it again to go on where it stopped (search and grid: with --resume).", STOPPED, as_json
         )
-    except Exception as error:  # the last resort of a command: shown in full, and the exit code says so
+    except Exception as error:
+        if isinstance(error, (UsageError, *_loaded(_INPUT_ERRORS))):
+            return _end(name, str(error), WRONG_USE, as_json)
+        if isinstance(error, _loaded(_OUTSIDE_ERRORS)):
+            return _end(name, str(error), FAILED, as_json)
+        # The last resort of a command: shown in full, and the exit code says so.
         traceback.print_exc()
         return _end(name, f"failed: {type(error).__name__}: {error}", FAILED, as_json)
-    print(json.dumps(_finite(outcome.payload)) if as_json else outcome.text)
-    return outcome.exit_code
+    return _printed(json.dumps(_finite(outcome.payload)) if as_json else outcome.text, outcome.exit_code)
+
+
+def _printed(text: str, exit_code: int) -> int:
+    """Print a command's result. A reader that has seen enough, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What Python writes when it ends must not meet the broken pipe, either.
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    return exit_code
 
 
 def _end(name: str, sentence: str, exit_code: int, as_json: bool) -> int:
@@ -141,7 +157,7 @@ def _configuration(name: str, run: Callable[[Any], Outcome], arguments: list[str
     file = given.pop("config")
     # argparse reports a positional of any number that was not given as an empty list.
     given = {key: value for key, value in given.items() if value != []}
-    from_file = {} if file is None else _read_config(file)
+    from_file = {} if file is None else read_config(file)
     known = {item.name for item in options}
     for key in from_file:
         if key not in known:
@@ -150,7 +166,8 @@ def _configuration(name: str, run: Callable[[Any], Outcome], arguments: list[str
     return build(config_class, {**from_file, **given}, origins)
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def read_config(path: str) -> dict[str, Any]:
+    """Option name -> value, from a `--config` file. Raises UsageError if it cannot be read, or is no such mapping."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

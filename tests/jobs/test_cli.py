@@ -153,6 +153,28 @@ def test_wrong_input_is_one_sentence(capfd: pytest.CaptureFixture[str], error: t
     assert json.loads(capfd.readouterr().out) == {"error": "the file x is empty; give another."}
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(repository: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "--help"], cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as overview:
+        assert overview.stdout is not None
+        assert overview.stderr is not None
+        overview.stdout.close()
+        assert overview.wait(SUBPROCESS_S) == 0
+        assert overview.stderr.read() == b""
+
+
+@pytest.mark.parametrize("error", [data_prep.storage.UnreachableError, data_prep.storage.NoSpaceError])
+def test_what_lies_outside_is_one_sentence_and_a_failure(
+    capfd: pytest.CaptureFixture[str], error: type[Exception]
+) -> None:
+    def cut_off(config: ToyConfig) -> Outcome:
+        raise error("the disk of /work is full; free some.")
+
+    assert run_command("toy", cut_off, ["here"]) == 1
+    assert capfd.readouterr().err == "stgs toy: the disk of /work is full; free some.\n"
+
+
 def test_other_errors_show_their_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     def fail(config: ToyConfig) -> Outcome:
         raise KeyError("lost")

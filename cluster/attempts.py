@@ -6,7 +6,6 @@ by exclusive creation, too, so any number of workers may race, die and come back
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -14,92 +13,24 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from cluster.points import Pack as Pack
+from cluster.points import Point as Point
 from data_prep import boxes, storage
 from data_prep.storage import InputError
 
 _STATE = re.compile(r"(\d+)/state-(\d+)\.pt")
 KEPT_STATES = 2
-# File systems end names at 255 bytes, and files add an ending to an id.
-_LONGEST_ID = 200
-_DIGEST_DIGITS = 16
+# How often the states are looked up anew when the newest one is deleted between its listing and its reading.
+_LISTINGS = 5
 # Names the packs of a run; written after their files, so that a run killed in between has no packs rather than some.
 INDEX_NAME = "index.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One setting of the grid.
-
-    shuffle_seed: permutes the labels of train and dev (a control), None: as they are. options: name and value of the
-    search's settings in which the points of the grid differ (`cluster.settings.settings_of` applies them).
-    """
-
-    temperature: float
-    num_samples: int
-    estimator: str
-    seed: int
-    shuffle_seed: int | None = None
-    options: tuple[tuple[str, Any], ...] = ()
-
-    def __post_init__(self) -> None:
-        # A file gives lists for the tuples that were written.
-        pairs = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in self.options)
-        object.__setattr__(self, "options", pairs)
-
-    @property
-    def id(self) -> str:
-        """Name of the point in the run directory: its settings, cut short and ended by a digest where they are many."""
-        name = f"temperature-{self.temperature:g}_samples-{self.num_samples}_{self.estimator}_seed-{self.seed}"
-        if self.shuffle_seed is not None:
-            name += f"_shuffle-{self.shuffle_seed}"
-        # No file is called after a pattern such as visual.*.
-        name += "".join(f"_{key}-{re.sub(r'[^a-zA-Z0-9.+-]', '', _shown(value))}" for key, value in self.options)
-        if len(name) <= _LONGEST_ID:
-            return name
-        digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGEST_DIGITS]
-        return f"{name[: _LONGEST_ID - _DIGEST_DIGITS - 1]}_{digest}"
-
-    @property
-    def label(self) -> str:
-        """The options in words, such as `dropout=0.1, tail=concat`; empty where there are none."""
-        return ", ".join(f"{key}={_shown(value)}" for key, value in self.options)
-
-    def facts(self) -> dict[str, Any]:
-        """What result files say of the point, a column each: its fields, with `label` for the options."""
-        return {**asdict(self), "options": self.label}
-
-
-def _shown(value: Any) -> str:
-    """An option's value as text: numbers short, lists joined by '+'."""
-    if isinstance(value, tuple):
-        return "+".join(_shown(item) for item in value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value).lower() if isinstance(value, bool | None) else str(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Pack:
-    """Points that are searched as one population, in one program.
-
-    parent: name of the pack that this one was split off, whose states it can continue; None: of none.
-    """
-
-    name: str
-    points: tuple[Point, ...]
-    parent: str | None = None
-
-    def to_json(self) -> bytes:
-        """The content of pack.json."""
-        content = {"name": self.name, "parent": self.parent, "points": [asdict(point) for point in self.points]}
-        return json.dumps(content, indent=1).encode()
 
 
 def pack_uri(run: str, name: str) -> str:
@@ -109,8 +40,7 @@ def pack_uri(run: str, name: str) -> str:
 
 def read_pack(run: str, name: str) -> Pack:
     """The pack that pack.json describes."""
-    content = json.loads(storage.read(storage.join(pack_uri(run, name), "pack.json")))
-    return Pack(content["name"], tuple(Point(**point) for point in content["points"]), content["parent"])
+    return Pack.from_json(storage.read(storage.join(pack_uri(run, name), "pack.json")))
 
 
 def read_packs(run: str) -> list[Pack]:
@@ -141,17 +71,38 @@ def read_result(run: str, point_id: str) -> dict[str, Any] | None:
     return content
 
 
-def write_failure(run: str, point_id: str, reason: str) -> None:
-    """Record that a point failed; a later attempt may replace it, and a result outranks it."""
-    storage.write(point_uri(run, point_id, "failed.json"), json.dumps({"reason": reason}).encode())
+def write_failure(run: str, point_id: str, reason: str, session: str = "") -> None:
+    """Record that a point failed; a later attempt may replace it, and a result outranks it.
+
+    session: the driver's, within which the point is not tried again.
+    """
+    content = {"reason": reason, "session": session}
+    storage.write(point_uri(run, point_id, "failed.json"), json.dumps(content).encode())
 
 
 def read_failure(run: str, point_id: str) -> str | None:
     """Why a point failed, or None where nothing says so."""
+    content = _read_failure(run, point_id)
+    return None if content is None else str(content["reason"])
+
+
+def open_points(run: str, pack: Pack, session: str) -> list[Point]:
+    """The points of a pack that are still to be searched: without a result, and not failed in this session."""
+    found = []
+    for point in pack.points:
+        if read_result(run, point.id) is None:
+            failure = _read_failure(run, point.id)
+            if failure is None or failure.get("session") != session:
+                found.append(point)
+    return found
+
+
+def _read_failure(run: str, point_id: str) -> dict[str, Any] | None:
     try:
-        return str(json.loads(storage.read(point_uri(run, point_id, "failed.json")))["reason"])
+        content: dict[str, Any] = json.loads(storage.read(point_uri(run, point_id, "failed.json")))
     except FileNotFoundError:
         return None
+    return content
 
 
 def clear_failure(run: str, point_id: str) -> None:
@@ -172,22 +123,32 @@ def read_heartbeat(run: str, pack: Pack) -> dict[str, Any] | None:
 
 
 class Attempt:
-    """One try at a pack. Create it with `Attempt.claim`."""
+    """One try at a pack. Create it with `Attempt.claim`.
 
-    def __init__(self, run: str, pack: Pack, number: int) -> None:
+    Args:
+        number: its number among those at the pack.
+        log_name: of its log; workers other than the one that claimed it have logs of their own.
+    """
+
+    def __init__(self, run: str, pack: Pack, number: int, log_name: str = "log.txt") -> None:
         self.run, self.pack, self.number = run, pack, number
         self.relative = f"packs/{pack.name}/attempts/{number}"
         self.uri = storage.join(run, self.relative)
+        self.log_name = log_name
+        self._lines: list[str] = []
+        self._written_lines = 0
 
     @classmethod
-    def claim(cls, run: str, pack: Pack) -> Attempt:
-        """Take the next free number; of several claimants each gets its own."""
+    def claim(cls, run: str, pack: Pack, session: str = "") -> Attempt:
+        """Take the next free number; of several claimants each gets its own. session: the driver's."""
         taken = [int(path.split("/")[0]) for path in storage.list(storage.join(pack_uri(run, pack.name), "attempts"))]
         number = max(taken, default=-1) + 1
         while True:
             attempt = cls(run, pack, number)
+            # The token makes the bytes this claimant's: an answer that was lost on the way can be told from a rival.
+            content = _stamp(session=session, token=uuid.uuid4().hex)
             try:
-                storage.create(storage.join(attempt.uri, "claim.json"), _stamp())
+                storage.create(storage.join(attempt.uri, "claim.json"), content)
                 return attempt
             except FileExistsError:
                 number += 1
@@ -207,15 +168,22 @@ class Attempt:
         wanted: ids that the state must hold among its `points`.
         """
         lineage = _lineage(self.run, self.pack)
-        for _, _, path in sorted((state for pack in lineage for state in _states(self.run, pack.name)), reverse=True):
+        for _ in range(_LISTINGS):
+            found = sorted((state for pack in lineage for state in _states(self.run, pack.name)), reverse=True)
+            try:
+                return self._first_usable([path for _, _, path in found], wanted)
+            except FileNotFoundError:
+                continue  # an attempt at work elsewhere has deleted it, for newer ones
+        return None
+
+    def _first_usable(self, paths: Sequence[str], wanted: Collection[str]) -> dict[str, Any] | None:
+        for path in paths:
+            content = storage.read(path)
             try:
                 # To the CPU, because all workers receive it: the first one's GPU has no room for theirs.
-                state: dict[str, Any] = torch.load(
-                    io.BytesIO(storage.read(path)), map_location="cpu", weights_only=True
-                )
+                state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             except Exception as error:
-                # A newer attempt may have deleted it, or the disk may have lost it, for which torch.load raises many
-                # kinds: the one before is as good, later.
+                # The disk may have lost it, for which torch.load raises many kinds: the one before is as good, later.
                 self.log(f"state {path} cannot be read ({type(error).__name__}: {error}); trying the one before")
                 continue
             missing = sorted(set(wanted) - set(state.get("points", ())))
@@ -229,10 +197,14 @@ class Attempt:
         storage.write(storage.join(self.uri, "heartbeat.json"), _stamp(**facts))
 
     def log(self, line: str) -> None:
-        """Append a line to the attempt's log.txt."""
-        uri = storage.join(self.uri, "log.txt")
-        before = storage.read(uri) if storage.exists(uri) else b""
-        storage.write(uri, before + f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n".encode())
+        """Add a line to the attempt's log; `write_log` brings it to storage."""
+        self._lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def write_log(self) -> None:
+        """Write the log anew with all lines so far, if there are new ones."""
+        if len(self._lines) > self._written_lines:
+            storage.write(storage.join(self.uri, self.log_name), "".join(self._lines).encode())
+            self._written_lines = len(self._lines)
 
     def write_curves(self, rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         """Save the rows of all epochs; returns their path below the run and their sha256."""

@@ -5,7 +5,7 @@ Shapes: N clips of a split, B clips of this worker's part of a batch, T frames, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from stgs.backbones import BackboneConfig, FeatureExtractor
 from stgs.bilevel import Batch
 from stgs.clips import ClipSet
 from stgs.config import SearchConfig, require
+from stgs.epoch_sums import EpochSums
 from stgs.parallel import SINGLE, Workers
 from stgs.population import PopulationSearch, Row
 from stgs.search_space import SearchSpace
@@ -123,14 +124,21 @@ class FinetuneSearch(PopulationSearch):
             workers=workers,
         )
         self.trainer = BackboneTrainer(FeatureExtractor(backbones).to(device), finetune, list(space.features), workers)
+        # Readers of the epoch under way, and the batches that came from each.
         self._iterators: dict[str, Iterator[RawClips]] = {}
+        self._read: dict[str, int] = {}
         # Backbones of the epoch that the genotype is taken from, on the CPU.
         self._best: dict[str, dict[str, Tensor]] = {}
 
-    def run_epoch(self) -> list[Row]:
-        """As of `PopulationSearch`; the backbones of the best epoch are kept for `best_backbones`."""
-        rows = super().run_epoch()
-        if self._progress[0].state["best_epoch"] == self.epoch:
+    def run_epoch(self, stop: Callable[[], bool] = lambda: False) -> list[Row] | None:
+        """As of `PopulationSearch`; the backbones of the best epoch are kept for `best_backbones`.
+
+        A search that loads a state from inside an epoch reads that epoch's clips from the first one on, to find those
+        that come next. With another number of workers they come in another order: the epoch then goes on at the same
+        batch of that order, or is begun anew where it has another number of batches.
+        """
+        rows = super().run_epoch(stop)
+        if rows is not None and self._progress[0].state["best_epoch"] == self.epoch:
             self._best = {}  # not beside the new ones: they are large
             self._best = {
                 sense: {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
@@ -171,22 +179,31 @@ class FinetuneSearch(PopulationSearch):
     def _begin_epoch(self) -> tuple[int, int]:
         streams = {split: clips.stream for split, clips in self._clips.items()}
         self._iterators = {split: stream.batches(self.epoch) for split, stream in streams.items()}
+        self._read = dict.fromkeys(streams, 0)
         return streams["train"].num_batches(self.epoch), streams["dev"].num_batches(self.epoch)
 
+    def _next(self, split: str, number: int) -> RawClips:
+        """Batch `number` of the epoch; those before it that this process has not read are passed over."""
+        while True:
+            clips = next(self._iterators[split])
+            self._read[split] += 1
+            if self._read[split] > number:
+                return clips
+
     def _train_batch(self, number: int) -> Batch:
-        clips = next(self._iterators["train"])
+        clips = self._next("train", number)
         return self._clips["train"].with_features(clips, self.trainer.begin(*self._inputs(clips)))
 
     def _dev_batch(self, number: int) -> Batch:
-        clips = next(self._iterators["dev"])
+        clips = self._next("dev", number)
         features = self.trainer.guarded(self.trainer.features(*self._inputs(clips)))
         return self._clips["dev"].with_features(clips, features)
 
-    def _weight_update(self, batch: Batch, rate: float, temperature: Tensor | None, sums: list[Tensor]) -> None:
+    def _weight_update(self, batch: Batch, rate: float, temperature: Tensor | None, sums: EpochSums) -> None:
         with self._skipped_on_overflow(self.weight_optimizer):
             super()._weight_update(batch, rate, temperature, sums)
 
-    def _architecture_update(self, batch: Batch, temperature: Tensor | None, sums: dict[str, list[Tensor]]) -> None:
+    def _architecture_update(self, batch: Batch, temperature: Tensor | None, sums: EpochSums) -> None:
         with self._skipped_on_overflow(self.architecture_optimizer):
             super()._architecture_update(batch, temperature, sums)
 

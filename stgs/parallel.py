@@ -1,15 +1,17 @@
 """Data-parallel workers: what the processes that train one population together exchange.
 
 Every worker holds the same population and draws the same noise; the clips of a global batch are dealt out, worker r
-takes those at r, r + world, r + 2 world, ... (design.md section 4). Collectives run on torch.distributed's default
-process group; with one worker nothing is exchanged.
+takes those at r, r + world, r + 2 world, ... (design.md section 4). Collectives on tensors run on torch.distributed's
+default process group; with one worker nothing is exchanged. Each of them raises PeerLostError where another worker is
+gone, or has answered nothing for as long as the group waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,14 +21,23 @@ from torch import Tensor, distributed
 from stgs.config import require
 
 Index = TypeVar("Index", NDArray[np.int64], Tensor)
+Value = TypeVar("Value")
+
+
+class PeerLostError(RuntimeError):
+    """Another worker is gone, and with it the group: only new processes can go on, from the last state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """This process among those of a data-parallel training: rank in [0, world)."""
+    """This process among those of a data-parallel training: rank in [0, world).
+
+    hosts: process group for plain values, which must not make a host wait for its GPU; None: the default group.
+    """
 
     rank: int = 0
     world: int = 1
+    hosts: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         require(0 <= self.rank < self.world, f"rank is {self.rank}, but it must lie in [0, world = {self.world}).")
@@ -38,7 +49,8 @@ class Workers:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by its sum over the workers, and return it. It must be contiguous."""
         if self.world > 1:
-            distributed.all_reduce(tensor)
+            with _collective():
+                distributed.all_reduce(tensor)
         return tensor
 
     def sum_together(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -57,15 +69,65 @@ class Workers:
         if self.world == 1:
             return tensor.unsqueeze(0)
         parts = [torch.empty_like(tensor) for _ in range(self.world)]
-        distributed.all_gather(parts, tensor.contiguous())
+        with _collective():
+            distributed.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
+
+    def any(self, flag: bool) -> bool:
+        """Whether one of the workers says so; all of them call this."""
+        if self.world == 1:
+            return flag
+        word = torch.tensor(int(flag))
+        with _collective():
+            distributed.all_reduce(word, distributed.ReduceOp.MAX, self.hosts)
+        return bool(word)
+
+    def from_first(self, value: Value) -> Value:
+        """The first worker's `value`, in every worker. It must be picklable; the others' is not looked at."""
+        if self.world == 1:
+            return value
+        box: list[Any] = [value if self.rank == 0 else None]
+        with _collective():
+            distributed.broadcast_object_list(box, 0, self.hosts)
+        received: Value = box[0]
+        return received
+
+    def gather(self, value: Value) -> list[Value]:
+        """The workers' values in order of rank. They must be picklable."""
+        if self.world == 1:
+            return [value]
+        box: list[Any] = [None] * self.world
+        with _collective():
+            distributed.all_gather_object(box, value, self.hosts)
+        return box
 
 
 SINGLE = Workers()
 
 
 def default_workers() -> Workers:
-    """The workers of torch.distributed's default process group, or one worker where there is none."""
-    if distributed.is_available() and distributed.is_initialized():
-        return Workers(distributed.get_rank(), distributed.get_world_size())
-    return SINGLE
+    """The workers of torch.distributed's default process group, or one worker where there is none.
+
+    Where the default group is one of GPUs, this makes another for their hosts, so all workers must call it.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return SINGLE
+    hosts = None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+    return Workers(distributed.get_rank(), distributed.get_world_size(), hosts)
+
+
+@contextmanager
+def _collective() -> Iterator[None]:
+    """Tell a lost worker apart from other errors of a collective."""
+    try:
+        yield
+    except distributed.DistError as error:  # what NCCL raises, and the store through which workers find each other
+        raise PeerLostError(f"another worker is gone ({error})") from error
+    except RuntimeError as error:
+        # gloo raises nothing more special. Its connections live in one folder of its source, which its messages name;
+        # there, a check that failed ("enforce fail") means different tensors on both sides: a mistake, not a loss.
+        text = str(error)
+        lost = "gloo/transport" in text or "caused pair closure" in text
+        if not lost or "enforce fail" in text:
+            raise
+        raise PeerLostError(f"another worker is gone ({text})") from error

@@ -6,7 +6,7 @@ Neither files nor a cluster here: `cluster/search_loop.py` runs this, writes its
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,18 @@ from stgs.clips import ClipSet, require_features
 from stgs.config import InputError, SearchConfig
 from stgs.cost import ExpectedParameters, require_fitting
 from stgs.decoding import decode, entropies, maximum_entropies, softmax
+from stgs.epoch_sums import EpochSums, slice_sums
 from stgs.layers import ForwardContext
 from stgs.losses import balanced_cross_entropy
 from stgs.metrics import auc
 from stgs.optimizers import adam
 from stgs.parallel import SINGLE, Workers
 from stgs.progress import MemberProgress, MemberResult
-from stgs.schedule import WEIGHTS, epoch_batches, learning_rate, scheduled_temperature, update_order
+from stgs.schedule import ARCHITECTURE, WEIGHTS, epoch_batches, learning_rate, scheduled_temperature, update_order
 from stgs.search_space import ARCHITECTURE_PARAMETERS, IDENTITY, SearchSpace
 from stgs.supernet import Member, Supernet
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 EVALUATION_BATCH = 256
 
 Row = dict[str, Any]
@@ -93,51 +94,68 @@ class PopulationSearch:
         self.update = 0
         self.rows: list[Row] = []
         self._progress = [MemberProgress() for _ in members]
+        # Of the epoch that has begun: its updates so far, and how many batches of train and dev stand ready.
+        self._sums: EpochSums | None = None
+        self._ready: tuple[int, int] | None = None
 
     @property
     def finished(self) -> bool:
         """Whether the epoch limit is reached or every member has ended early."""
         return self.epoch >= self.config.epochs or not self.active
 
-    def run_epoch(self) -> list[Row]:
+    @property
+    def inside_epoch(self) -> bool:
+        """Whether an epoch has begun and is not over."""
+        return self._sums is not None
+
+    def run_epoch(self, stop: Callable[[], bool] = lambda: False) -> list[Row] | None:
         """One pass over the training clips with its architecture updates, then the evaluation on dev.
 
-        Returns:
-            One row an active member: epoch (from 1), member, learning rate and temperature of the last update; loss and
-            accuracy on train, of the architecture updates, and on dev, with the AUC there; entropies in nats and
-            normalised; norms of the gradients of alpha, beta, gamma before Adam (mean over the epoch's updates) and of
-            the weight decay that Adam adds to them (at the epoch's end); every probability by its name.
-        """
-        num_train, num_dev = self._begin_epoch()
-        num_architecture = 0 if self.epoch < self.config.warmup_epochs else num_dev
-        sums: dict[str, list[Tensor]] = {"train": [], "architecture": [], "norms": []}
-        clips = {"train": 0, "architecture": 0}
-        rate = 0.0
-        for kind in update_order(num_train, num_architecture, self.config.alternate):
-            done = len(sums["train"])
-            temperature = self._temperature((self.epoch + done / num_train) / self.config.epochs)
-            if kind == WEIGHTS:
-                rate = learning_rate(self.config.weights, self.epoch + done / num_train)
-                batch = self._train_batch(done)
-                self._weight_update(batch, rate, temperature, sums["train"])
-            else:
-                batch = self._dev_batch(len(sums["architecture"]))
-                self._architecture_update(batch, temperature, sums)
-            clips["train" if kind == WEIGHTS else "architecture"] += _global_clips(batch)
-            self.update += 1
-        self.epoch += 1
-        columns = {"temperature": temperature if temperature is not None else self.supernet.temperature}
-        missing = torch.full_like(self.supernet.temperature, math.nan)
-        for name in ("train", "architecture"):
-            # Each update gave the sum of losses and the number of clips on the right side, [2, P].
-            total = torch.stack(sums[name]).sum(dim=0) / clips[name] if sums[name] else missing.expand(2, -1)
-            columns |= {f"{name}_loss": total[0], f"{name}_accuracy": total[1]}
-        norms = torch.stack(sums["norms"]).mean(dim=0) if sums["norms"] else missing.expand(3, -1)
-        columns |= {f"gradient_norm_{name}": norms[i] for i, name in enumerate(ARCHITECTURE_PARAMETERS)}
-        table = {name: column.double().cpu().numpy() for name, column in columns.items()}
-        return self._record({"learning_rate": np.full(len(self.active), rate), **table}, num_architecture)
+        stop: asked before each update and before the evaluation; all workers must get the same answers. Whatever it
+        does, it finds the search between two updates, so it may take a `state_dict`.
 
-    def _weight_update(self, batch: Batch, rate: float, temperature: Tensor | None, sums: list[Tensor]) -> None:
+        Returns:
+            None where it was asked to stop: the next call goes on where this one left off, here or in a search that
+            loads the state. Otherwise one row an active member: epoch (from 1), member, learning rate and temperature
+            of the last update; loss and accuracy on train, of the architecture updates, and on dev, with the AUC there;
+            entropies in nats and normalised; norms of the gradients of alpha, beta, gamma before Adam (mean over the
+            epoch's updates) and of the weight decay that Adam adds to them (at the epoch's end); every probability by
+            its name.
+        """
+        sums, num_train = self._begun()
+        kinds = update_order(*sums.planned, self.config.alternate)[sums.updates :]
+        for kind in kinds:
+            if stop():
+                return None
+            sums.progress = self.epoch + sums.done[WEIGHTS] / num_train
+            temperature = self._temperature(sums.progress / self.config.epochs)
+            if kind == WEIGHTS:
+                sums.rate = learning_rate(self.config.weights, sums.progress)
+                self._weight_update(self._train_batch(sums.done[WEIGHTS]), sums.rate, temperature, sums)
+            else:
+                self._architecture_update(self._dev_batch(sums.done[ARCHITECTURE]), temperature, sums)
+            self.update += 1
+        if stop():
+            return None
+        temperature = self._temperature(sums.progress / self.config.epochs)
+        self.epoch += 1
+        self._sums = self._ready = None
+        columns = {"temperature": temperature if temperature is not None else self.supernet.temperature}
+        table = {name: column.double().cpu().numpy() for name, column in (columns | sums.columns()).items()}
+        return self._record({"learning_rate": np.full(len(self.active), sums.rate), **table}, sums.done[ARCHITECTURE])
+
+    def _begun(self) -> tuple[EpochSums, int]:
+        """The sums of the epoch that is under way, or begins, and its number of training batches."""
+        if self._ready is None:
+            self._ready = self._begin_epoch()
+        num_train, num_dev = self._ready
+        planned = (num_train, 0 if self.epoch < self.config.warmup_epochs else num_dev)
+        # Other workers may cut clips that are streamed into another number of batches: the epoch is begun anew.
+        if self._sums is None or self._sums.planned != planned:
+            self._sums = EpochSums.begin(planned, len(self.active), self.supernet.temperature.device)
+        return self._sums, num_train
+
+    def _weight_update(self, batch: Batch, rate: float, temperature: Tensor | None, sums: EpochSums) -> None:
         for group in self.weight_optimizer.param_groups:
             group["lr"] = rate
         losses, correct = weight_update(
@@ -150,9 +168,9 @@ class PopulationSearch:
             workers=self.workers,
         )
         self._after_weight_update(batch, rate / self.config.weights.learning_rate_max)
-        sums.append(torch.stack([losses * _global_clips(batch), correct]))
+        sums.add(WEIGHTS, losses, correct, _global_clips(batch))
 
-    def _architecture_update(self, batch: Batch, temperature: Tensor | None, sums: dict[str, list[Tensor]]) -> None:
+    def _architecture_update(self, batch: Batch, temperature: Tensor | None, sums: EpochSums) -> None:
         losses, correct, norms = architecture_update(
             self.supernet,
             self.architecture_optimizer,
@@ -162,8 +180,8 @@ class PopulationSearch:
             workers=self.workers,
             penalty=self._penalty if self._expected_parameters is not None else None,
         )
-        sums["architecture"].append(torch.stack([losses * _global_clips(batch), correct]))
-        sums["norms"].append(torch.stack([norms[name] for name in ARCHITECTURE_PARAMETERS]))
+        sums.add(ARCHITECTURE, losses, correct, _global_clips(batch))
+        sums.add_norms(norms)
 
     def _penalty(self, logits: Mapping[str, Tensor]) -> Tensor:
         assert self._expected_parameters is not None
@@ -285,7 +303,10 @@ class PopulationSearch:
         return [progress.result(self.config) for progress in self._progress]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue, as tensors and plain values (readable with `weights_only=True`)."""
+        """Everything needed to continue, as tensors and plain values (readable with `weights_only=True`).
+
+        At any update: `sums` holds what the epoch under way has added up, None between two epochs.
+        """
         return {
             "version": STATE_VERSION,
             "members": self._members,
@@ -297,6 +318,7 @@ class PopulationSearch:
             "update": self.update,
             "rows": self.rows,
             "progress": [progress.state for progress in self._progress],
+            "sums": None if self._sums is None else self._sums.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -306,7 +328,10 @@ class PopulationSearch:
             InputError: a state of another version, or of members of other temperatures, num_samples or seeds.
         """
         if state.get("version") != STATE_VERSION:
-            raise InputError(f"the state has version {state.get('version')}, but this program reads {STATE_VERSION}.")
+            raise InputError(
+                f"the state has version {state.get('version')}, but this program reads {STATE_VERSION}; begin the run "
+                "anew, or go on with the program that began it."
+            )
         if [tuple(member) for member in state["members"]] != self._members:
             raise InputError(f"the state holds the members {state['members']}, but the pack has {self._members}.")
         self._keep(state["active"])
@@ -317,6 +342,9 @@ class PopulationSearch:
         self.epoch, self.update = state["epoch"], state["update"]
         self.rows = list(state["rows"])
         self._progress = [MemberProgress(progress) for progress in state["progress"]]
+        sums = state["sums"] if self.active else None
+        self._sums = None if sums is None else EpochSums.from_state(sums, self.supernet.temperature.device)
+        self._ready = None
 
 
 def slice_state(state: Mapping[str, Any], members: Sequence[int]) -> dict[str, Any]:
@@ -332,6 +360,7 @@ def slice_state(state: Mapping[str, Any], members: Sequence[int]) -> dict[str, A
                 for number, own in state[name]["state"].items()
             }
             sliced[name] = {**state[name], "state": moments}
+        sliced["sums"] = None if state["sums"] is None else slice_sums(state["sums"], positions)
     numbers = {member: number for number, member in enumerate(members)}
     return sliced | {
         "members": [state["members"][member] for member in members],

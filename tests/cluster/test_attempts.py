@@ -15,6 +15,7 @@ from cluster.attempts import (
     Pack,
     Point,
     clear_failure,
+    open_points,
     read_failure,
     read_heartbeat,
     read_packs,
@@ -23,6 +24,7 @@ from cluster.attempts import (
     write_failure,
     write_packs,
 )
+from data_prep import storage
 from data_prep.storage import InputError
 
 PACK = Pack("pack-0000", (Point(10.0, 15, "stgs", 0), Point(20.0, 5, "stgs", 0, 3)))
@@ -96,6 +98,7 @@ def test_two_states_are_kept_and_a_damaged_one_is_passed_over(run: str) -> None:
     state = later.newest_state()
     assert state is not None
     assert state["update"] == 2
+    later.write_log()
     assert "state-3.pt cannot be read" in (Path(later.uri) / "log.txt").read_text()
 
 
@@ -115,8 +118,23 @@ def test_a_state_without_the_wanted_points_is_passed_over(run: str) -> None:
     later = Attempt.claim(run, PACK)
     assert later.newest_state([second]) == {"points": [second]}
     assert later.newest_state([first]) == {"points": [first, second]}
+    later.write_log()
     assert f"state-2.pt lacks {first}" in (Path(later.uri) / "log.txt").read_text()
     assert later.newest_state(["another"]) is None
+
+
+def test_states_that_a_newer_attempt_deletes_meanwhile_are_looked_up_anew(run: str) -> None:
+    first, second = Attempt.claim(run, PACK), Attempt.claim(run, PACK)
+    first.write_state(1, {"update": 1})
+    first.write_state(2, {"update": 2})
+
+    def work_on(operation: str, uri: str, moment: str) -> None:
+        if (operation, moment) == ("read", "before") and uri.endswith("state-2.pt"):
+            for update in (3, 4):
+                first.write_state(update, {"update": update})
+
+    with storage.observed(work_on):
+        assert second.newest_state() == {"update": 4}
 
 
 def test_no_state_is_none(run: str) -> None:
@@ -130,6 +148,44 @@ def test_the_first_result_stands(run: str) -> None:
     assert first.commit(point, {"parameters": 1})
     assert not second.commit(point, {"parameters": 2})
     assert read_result(run, point.id) == {"parameters": 1, "attempt": "packs/pack-0000/attempts/0"}
+
+
+def test_a_claim_names_its_session_and_is_unlike_any_other(run: str) -> None:
+    claims = [json.loads((Path(Attempt.claim(run, PACK, "tuesday").uri) / "claim.json").read_text()) for _ in range(2)]
+    assert [claim["session"] for claim in claims] == ["tuesday"] * 2
+    assert claims[0]["token"] != claims[1]["token"]
+    assert {"time", "host", "pid"} < claims[0].keys()
+
+
+def test_a_log_is_written_whole_when_it_has_new_lines(run: str) -> None:
+    attempt = Attempt.claim(run, PACK)
+    writes = []
+
+    def count(operation: str, uri: str, moment: str) -> None:
+        if uri.endswith("log.txt") and moment == "after":
+            writes.append(operation)
+
+    with storage.observed(count):
+        attempt.write_log()
+        for line in ("first", "second"):
+            attempt.log(line)
+        attempt.write_log()
+        attempt.write_log()
+        attempt.log("third")
+        attempt.write_log()
+    assert writes == ["write", "write"], "never read, never without a new line"
+    lines = (Path(attempt.uri) / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["first", "second", "third"]
+
+
+def test_points_are_open_without_a_result_and_unless_this_session_failed_them(run: str) -> None:
+    first, second = PACK.points
+    assert open_points(run, PACK, "tuesday") == [first, second]
+    write_failure(run, first.id, "no luck", "tuesday")
+    assert open_points(run, PACK, "tuesday") == [second]
+    assert open_points(run, PACK, "wednesday") == [first, second]
+    Attempt.claim(run, PACK).commit(first, {})
+    assert open_points(run, PACK, "wednesday") == [second]
 
 
 def test_heartbeat_of_the_latest_attempt(run: str) -> None:

@@ -22,6 +22,8 @@ from cluster.finetune import (
     require_trained_features,
 )
 from cluster.grid import _begin
+from cluster.running import Seconds
+from cluster.search_loop import PackJob
 from cluster.settings import GridConfig, SearchSettings
 from data_prep import boxes, storage
 from data_prep.storage import InputError
@@ -61,8 +63,9 @@ class Searched(FinetuneSearch):
 
 
 def commit(attempt: Attempt, search: Searched, source: CorpusSource) -> None:
-    search.workers = SimpleNamespace(world=1)  # type: ignore[assignment]
-    search_loop._commit(attempt, [ONE_POINT], search, [1.0], source.job)
+    space, config = SETTINGS.space(source), SETTINGS.search
+    job = PackJob(run=attempt.run, space=space, config=config, device="cpu", threads=1, finetune=source.job)
+    search_loop._commit(attempt, [ONE_POINT], search, Seconds([1.0], [1.0]), job)
 
 
 def kept(run: str) -> list[float]:

@@ -29,10 +29,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> FeatureSource:
     return open_features(*make_features(tmp_path_factory.mktemp("planted")))
 
 
-def search(run: Path, source: FeatureSource, stop_after: int | None = None, pack: Pack = PACK) -> None:
+def search(
+    run: Path, source: FeatureSource, stop_after: int | None = None, pack: Pack = PACK, session: str = "one"
+) -> None:
     """Search a pack in this process; `stop_after`: die in the report of that epoch, as a killed trial would."""
     write_packs(str(run), [PACK])
-    job = PackJob(run=str(run), space=SETTINGS.space(source), config=SETTINGS.search, device="cpu", threads=1)
+    space = SETTINGS.space(source)
+    job = PackJob(run=str(run), space=space, config=SETTINGS.search, device="cpu", threads=1, session=session)
 
     def report(row: dict[str, Any]) -> None:
         if row["epoch"] == stop_after:
@@ -100,9 +103,11 @@ def test_a_member_that_fails_does_not_fail_its_pack(
     assert "ceased to be finite" in str(read_failure(str(tmp_path), second.id))
     assert read_result(str(tmp_path), second.id) is None
     assert read_result(str(tmp_path), first.id) is not None
-    # Tried again, alone, it succeeds.
     monkeypatch.setattr(search_loop, "_build", original)
     search(tmp_path, source)
+    assert read_result(str(tmp_path), second.id) is None, "one session does not try it again"
+    # Tried again by another, alone, it succeeds.
+    search(tmp_path, source, session="another")
     again = read_result(str(tmp_path), second.id)
     assert again is not None
     search(tmp_path / "whole", source)

@@ -191,6 +191,32 @@ def test_a_killed_search_replays_to_the_same_bits(tmp_path: Path, killed_at: int
     assert_equal(summary(whole), summary(again))
 
 
+def test_a_search_that_stops_after_every_update_ends_with_the_same_bits(tmp_path: Path) -> None:
+    whole, torn = search(), search()
+    rows = whole.run_epoch()
+    stops = 0
+    while not torn.epoch:
+        answers = iter([False, True])
+        stops += torn.run_epoch(lambda answers=answers: next(answers)) is None
+        torch.save(torn.state_dict(), tmp_path / "state.pt")
+        torn = search()
+        torn.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert stops == torn.update == 3 + 2
+    assert torn.rows == rows
+    assert_equal(summary(whole), summary(torn))
+
+
+def test_an_epoch_that_other_workers_cut_otherwise_is_begun_anew(tmp_path: Path) -> None:
+    found, again = search(), search()
+    found.run_epoch(lambda: found.update == 2)
+    state = found.state_dict()
+    state["sums"]["planned"] = (4, 2)
+    again.load_state_dict(state)
+    (row,) = again.run_epoch() or []
+    assert again.update == 2 + 3 + 2
+    assert np.isfinite(row["train_loss"])
+
+
 def loud(monkeypatch: pytest.MonkeyPatch, found: FinetuneSearch, updates: tuple[int, ...]) -> None:
     """Let the first convolution on sound be 3e5 times as strong while the features of these updates are made."""
     original = found.trainer._run

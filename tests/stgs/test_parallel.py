@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -36,7 +37,8 @@ P, N, C = len(MEMBERS), 30, 6
 WORLDS = (2, 3)
 DTYPES = (torch.float64, torch.float32)
 SECONDS = 60
-Groups = dict[int, list[dict[Any, Any]]]
+LOST = 0
+Groups = dict[int, list[Any]]
 
 
 def penalty(logits: dict[str, Tensor]) -> Tensor:
@@ -83,8 +85,11 @@ def batch_norm_case() -> tuple[MemberBatchNorm, Tensor, Tensor]:
     return layer, x, torch.randn(x.shape, generator=generator)
 
 
-def run_batch_norm(workers: Workers) -> dict[str, Tensor]:
-    """Forward and backward of the layer on this worker's clips, behind a product that changes nothing."""
+def run_batch_norm(workers: Workers, between: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
+    """Forward and backward of the layer on this worker's clips, behind a product that changes nothing.
+
+    between: called between the two.
+    """
     norm, x, upstream = batch_norm_case()
     rows = slice(workers.rank, None, workers.world)
     x = x[:, rows].clone().requires_grad_()
@@ -92,6 +97,7 @@ def run_batch_norm(workers: Workers) -> dict[str, Tensor]:
     block = Block(norm.eps, False, None, 1.0, running, None, workers)
     scale, shift = (parameter.unsqueeze(0) for parameter in (norm.weight, norm.bias))
     y = NormalisedProduct.apply(block, scale, shift, x.flatten(1, 2), torch.eye(C).repeat(P, 1, 1)).view(x.shape)
+    between()
     y.backward(upstream[:, rows])
     gradients = {"x": x.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
     return {"y": y.detach(), "mean": norm.running_mean, "variance": norm.running_variance, **gradients}
@@ -99,25 +105,62 @@ def run_batch_norm(workers: Workers) -> dict[str, Tensor]:
 
 def work(workers: Workers) -> dict[Any, Any]:
     """Everything that is compared."""
-    return {"batch_norm": run_batch_norm(workers), **{dtype: run_search(workers, dtype) for dtype in DTYPES}}
+    searches = {dtype: run_search(workers, dtype) for dtype in DTYPES}
+    return {"batch_norm": run_batch_norm(workers), "values": run_values(workers), **searches}
+
+
+def run_values(workers: Workers) -> dict[str, Any]:
+    """What the workers make of plain values."""
+    rank, last = workers.rank, workers.world - 1
+    return {
+        "any": [workers.any(flag) for flag in (False, rank == last, True)],
+        "from_first": workers.from_first({"rank": rank}),
+        "gather": workers.gather(f"rank {rank}"),
+    }
+
+
+def run_with_a_lost_peer(workers: Workers) -> list[str]:
+    """The errors that every collective raises after the other worker has died; rank 1 does not return."""
+    collectives: list[Callable[[], object]] = [
+        # The other one dies before the backward pass, where autograd stands between the collective and its caller.
+        lambda: run_batch_norm(workers, lambda: None if workers.rank == 0 else os._exit(0)),
+        lambda: workers.sum_(torch.zeros(3)),
+        lambda: workers.stack(torch.zeros(3)),
+        lambda: workers.any(True),
+        lambda: workers.from_first("value"),
+        lambda: workers.gather("value"),
+    ]
+    errors = []
+    for collective in collectives:
+        try:
+            collective()
+        except RuntimeError as error:
+            errors.append(type(error).__name__)
+    return errors
+
+
+def join(rank: int, world: int, directory: Path, name: str) -> Workers:
+    """Become one of a group."""
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{directory}/rendezvous-{name}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=SECONDS / 3),
+    )
+    workers = default_workers()
+    assert workers == Workers(rank, world)
+    return workers
 
 
 def rank_main(rank: int, directory: Path) -> None:
     """One process: the groups that it belongs to, one after the other."""
     for world in WORLDS:
-        if rank >= world:
-            continue
-        distributed.init_process_group(
-            "gloo",
-            init_method=f"file://{directory}/rendezvous{world}",
-            rank=rank,
-            world_size=world,
-            timeout=timedelta(seconds=SECONDS / 3),
-        )
-        workers = default_workers()
-        assert workers == Workers(rank, world)
-        torch.save(work(workers), directory / f"{world}-{rank}.pt")
-        distributed.destroy_process_group()
+        if rank < world:
+            torch.save(work(join(rank, world, directory, str(world))), directory / f"{world}-{rank}.pt")
+            distributed.destroy_process_group()
+    if rank < 2:
+        torch.save(run_with_a_lost_peer(join(rank, 2, directory, "lost")), directory / "lost.pt")
 
 
 def main(directory: Path) -> None:
@@ -136,7 +179,7 @@ def main(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Groups:
-    """World size -> what each rank got."""
+    """World size -> what each rank got; LOST -> the errors of a worker whose peer has died."""
     directory = tmp_path_factory.mktemp("workers")
     process = subprocess.Popen(
         [sys.executable, __file__, str(directory)],
@@ -151,7 +194,8 @@ def groups(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Groups
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, errors
-    return {w: [torch.load(directory / f"{w}-{r}.pt") for r in range(w)] for w in (1, *WORLDS)}
+    found: Groups = {w: [torch.load(directory / f"{w}-{r}.pt") for r in range(w)] for w in (1, *WORLDS)}
+    return found | {LOST: [torch.load(directory / "lost.pt")]}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -216,6 +260,20 @@ def test_batch_norm_equals_torch_on_the_whole_batch(groups: Groups, world: int) 
         for name in ("weight", "bias"):
             summed = sum(result[name][member, 0].double() for result in results)
             assert torch.allclose(summed, getattr(plain, name).grad, atol=1e-3), name
+
+
+@pytest.mark.parametrize("world", [1, *WORLDS])
+def test_plain_values_are_shared(groups: Groups, world: int) -> None:
+    expected = {
+        "any": [False, True, True],
+        "from_first": {"rank": 0},
+        "gather": [f"rank {rank}" for rank in range(world)],
+    }
+    assert [result["values"] for result in groups[world]] == [expected] * world
+
+
+def test_a_lost_peer_is_told_by_every_collective(groups: Groups) -> None:
+    assert groups[LOST] == [["PeerLostError"] * 6]
 
 
 def test_wrong_ranks_are_refused() -> None:

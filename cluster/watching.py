@@ -1,0 +1,347 @@
+"""How far a run is, from its storage alone: neither the cluster nor its driver is asked.
+
+Loads neither torch nor Ray, so that `stgs status` starts at once.
+
+Storage requests of one look: a listing of the run (on S3 one request for 1,000 objects), driver.json, packs/index.json
+of the run and of each part, the newest heartbeat of each unfinished pack (and the claim of an attempt that has none
+yet), and failed.json of those failed points that are shown. The first look also reads config.yaml, every pack.json, and
+result.json of the finished points shown: later ones of the same `Watcher` remember those. Reads go side by side.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import yaml
+
+from cluster.liveness import SILENT_SECONDS, is_live, read_driver
+from cluster.points import Pack
+from data_prep import storage
+from data_prep.storage import InputError
+
+RUNNING, LOST, FAILED, WAITING, DONE = STATES = ("running", "lost", "failed", "waiting", "done")
+"""States of a point, in the order in which they are shown. lost: its attempt has given no sign for a minute and has not
+said that it ended; it waits for a restart. A point that was stopped in good order is waiting."""
+
+_ATTEMPT_FILE = re.compile(r"packs/([^/]+)/attempts/(\d+)/(claim|heartbeat)\.json")
+_POINT_FILE = re.compile(r"points/([^/]+)/(result|failed)\.json")
+_PART_FILE = re.compile(r"parts/([^/]+)/(.+)")
+_CHOICES = ("alpha", "beta", "gamma")
+_READERS = 16
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PointStatus:
+    """A point of a run. What is unknown is None: also what the version that made the run did not write yet.
+
+    state: one of STATES. epoch: the last one that ended; epochs: the limit. dev_auc: of that epoch, of a finished point
+    of its best. entropies: of alpha, beta and gamma, divided by their maximum, 0 to 1. device_seconds: of a finished
+    point; of another one its share of the latest attempt. machine: where that attempt runs, or ran last. attempts: at
+    its pack, and at the one that this was split off. seconds_left: until the epoch limit. reason: why it failed or was
+    stopped.
+    """
+
+    id: str
+    pack: str
+    state: str
+    attempts: int = 0
+    epoch: int | None = None
+    epochs: int | None = None
+    dev_auc: float | None = None
+    entropies: dict[str, float | None] = field(default_factory=dict)
+    device_seconds: float | None = None
+    machine: str | None = None
+    seconds_left: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStatus:
+    """A look at a run.
+
+    time: Unix seconds. driver: driver.json with `state`: live, ended, or lost (no sign for a minute, or its process is
+    gone); None where none was written. counts: points by state, all of STATES. points: those that were wanted, in the
+    order of STATES, then of the grid. parts: the counts of each search under parts/. seconds_left: until all points are
+    done, on as many machines as are at work now.
+    """
+
+    run: str
+    time: float
+    driver: Json | None
+    counts: dict[str, int]
+    points: list[PointStatus]
+    parts: dict[str, dict[str, int]]
+    seconds_left: float | None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more happens unless somebody resumes the run."""
+        if self.driver is not None:
+            return bool(self.driver["state"] == "ended")
+        counts = [self.counts, *self.parts.values()]
+        # Without any point it has just begun.
+        return any(self.counts.values()) and not any(
+            each[state] for each in counts for state in (RUNNING, LOST, WAITING)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What is left to do at a pack. state: of its unfinished points. epoch_seconds: of its last epoch.
+
+    epochs_left, epoch_seconds: None where unknown.
+    """
+
+    state: str
+    epochs_left: int | None
+    epoch_seconds: float | None
+
+
+def seconds_left(works: Sequence[Work]) -> float | None:
+    """Seconds until all work is done if as many packs go on side by side as run now; None where nothing tells.
+
+    A pack whose epochs were not timed takes as long for one as those that run do on average.
+    """
+    if not works:
+        return 0.0
+    timed = [work.epoch_seconds for work in works if work.state == RUNNING and work.epoch_seconds is not None]
+    if not timed:
+        return None
+    typical = statistics.fmean(timed)
+    busy: list[float] = []
+    later: list[float] = []
+    for work in works:
+        if work.epochs_left is None:
+            return None
+        needed = work.epochs_left * (typical if work.epoch_seconds is None else work.epoch_seconds)
+        (busy if work.state == RUNNING else later).append(needed)
+    heapq.heapify(busy)
+    for needed in later:
+        # The machine that is free first takes the next pack.
+        heapq.heapreplace(busy, busy[0] + needed)
+    return max(busy)
+
+
+class Watcher:
+    """Looks at one run again and again, remembering what cannot change.
+
+    run: URI of the run. Raises InputError where there is none.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.run = storage.absolute(run)
+        # Of a search that has said nothing yet.
+        self.epochs = _epoch_limit(self.run)
+        # Contents of pack.json and result.json by URI: they never change once they stand.
+        self._kept: dict[str, bytes] = {}
+
+    def look(self, *, most: int | None = None, clock: Callable[[], float] = time.time) -> RunStatus:
+        """The run as it is now. most: points to return, None for all. clock: Unix seconds."""
+        now = clock()
+        arms = {name: _Arm(self, name, files) for name, files in self._list().items()}
+        with ThreadPoolExecutor(_READERS) as readers:
+            for arm in arms.values():
+                arm.look(now, readers)
+            own = sorted(arms[""].points, key=lambda point: STATES.index(point.state))
+            shown = list(readers.map(arms[""].detailed, own[:most]))
+        driver = read_driver(self.run)
+        if driver is not None:
+            state = "ended" if driver.get("ended") else "live" if is_live(driver, now=now) else "lost"
+            driver = {**driver, "state": state}
+        return RunStatus(
+            run=self.run,
+            time=now,
+            driver=driver,
+            counts=_counts(own),
+            points=shown,
+            parts={name: _counts(arm.points) for name, arm in arms.items() if name},
+            seconds_left=seconds_left([work for arm in arms.values() for work in arm.works]),
+        )
+
+    def _list(self) -> dict[str, _Files]:
+        """What stands of the run itself, under the empty name, and of each part that has packs."""
+        arms = {"": _Files()}
+        for path in storage.list(self.run):
+            part = _PART_FILE.fullmatch(path)
+            name, below = part.groups() if part else ("", path)
+            arms.setdefault(name, _Files()).add(below)
+        return {name: files for name, files in arms.items() if not name or files.has_packs}
+
+    def read_once(self, uri: str) -> bytes:
+        """An object that never changes once it stands."""
+        if uri not in self._kept:
+            self._kept[uri] = storage.read(uri)
+        return self._kept[uri]
+
+
+@dataclass(slots=True)
+class _Files:
+    """What the listing of an arm (a run, or one of its parts) says. claims, beats: numbers of attempts, by pack."""
+
+    has_packs: bool = False
+    results: set[str] = field(default_factory=set)
+    failures: set[str] = field(default_factory=set)
+    claims: dict[str, list[int]] = field(default_factory=dict)
+    beats: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, path: str) -> None:
+        if match := _ATTEMPT_FILE.fullmatch(path):
+            numbers = self.claims if match[3] == "claim" else self.beats
+            numbers.setdefault(match[1], []).append(int(match[2]))
+        elif match := _POINT_FILE.fullmatch(path):
+            (self.results if match[2] == "result" else self.failures).add(match[1])
+        elif path == "packs/index.json":
+            self.has_packs = True
+
+
+class _Arm:
+    """One look at a run, or at one of its parts. `look` fills `points`, in the order of the grid, and `works`."""
+
+    def __init__(self, watcher: Watcher, name: str, files: _Files) -> None:
+        self.watcher, self.files = watcher, files
+        self.uri = storage.join(watcher.run, "parts", name) if name else watcher.run
+        self.points: list[PointStatus] = []
+        self.works: list[Work] = []
+
+    def look(self, now: float, readers: Executor) -> None:
+        # A run has no packs before its driver has fixed them.
+        names = json.loads(storage.read(self._in("packs", "index.json"))) if self.files.has_packs else []
+        packs = list(readers.map(self._pack, names))
+        for points, work in readers.map(lambda pack: self._of_pack(pack, now), packs):
+            self.points += points
+            self.works += [] if work is None else [work]
+
+    def detailed(self, point: PointStatus) -> PointStatus:
+        """The point with what result.json or failed.json says of it."""
+        uri = self._in("points", point.id)
+        if point.state == FAILED:
+            return replace(point, reason=_read_json(storage.join(uri, "failed.json")).get("reason"))
+        if point.state != DONE:
+            return point
+        result = json.loads(self.watcher.read_once(storage.join(uri, "result.json")))
+        metrics = result.get("metrics", {})
+        return replace(
+            point,
+            epoch=metrics.get("epochs"),
+            dev_auc=metrics.get("dev_auc"),
+            entropies=_entropies(metrics),
+            device_seconds=result.get("device_seconds"),
+        )
+
+    def _in(self, *parts: str) -> str:
+        return storage.join(self.uri, *parts)
+
+    def _pack(self, name: str) -> Pack:
+        return Pack.from_json(self.watcher.read_once(self._in("packs", name, "pack.json")))
+
+    def _state(self, point_id: str) -> str | None:
+        """Of a finished point; a result outranks a failure."""
+        return DONE if point_id in self.files.results else FAILED if point_id in self.files.failures else None
+
+    def _of_pack(self, pack: Pack, now: float) -> tuple[list[PointStatus], Work | None]:
+        lineage = [pack]
+        while lineage[-1].parent is not None:
+            lineage.append(self._pack(lineage[-1].parent))
+        common = PointStatus(
+            id="",
+            pack=pack.name,
+            state=WAITING,
+            attempts=sum(len(self.files.claims.get(item.name, ())) for item in lineage),
+            epochs=self.watcher.epochs,
+        )
+        states = {point.id: self._state(point.id) for point in pack.points}
+        if None not in states.values():
+            return [replace(common, id=name, state=str(state)) for name, state in states.items()], None
+        common, beat = self._at_work(common, lineage, now)
+        points = [
+            replace(common, id=name, state=state, machine=None, epoch=None, reason=None, seconds_left=None)
+            if state is not None
+            else _with_beat(replace(common, id=name), beat)
+            for name, state in states.items()
+        ]
+        left = None if common.epochs is None else max(common.epochs - (common.epoch or 0), 0)
+        return points, Work(state=common.state, epochs_left=left, epoch_seconds=beat.get("epoch_seconds"))
+
+    def _at_work(self, common: PointStatus, lineage: Sequence[Pack], now: float) -> tuple[PointStatus, Json]:
+        """`common` with what the attempts at an unfinished pack say, and the newest heartbeat.
+
+        lineage: the pack, the one that it was split off, and so on: its first attempt goes on from their states.
+        """
+        beating = next((item.name for item in lineage if item.name in self.files.beats), None)
+        newest = None if beating is None else max(self.files.beats[beating])
+        beat = {} if beating is None else self._attempt_file(beating, newest, "heartbeat.json")
+        name = lineage[0].name
+        number = max(self.files.claims.get(name, ()), default=None)
+        state, sign = WAITING, beat
+        if number is not None:
+            # An attempt that has claimed the pack and still loads its clips has no heartbeat yet.
+            sign = beat if (beating, newest) == (name, number) else self._attempt_file(name, number, "claim.json")
+            if not sign.get("ended"):
+                state = RUNNING if now - sign.get("time", 0.0) < SILENT_SECONDS else LOST
+        epoch, epochs, seconds = beat.get("epoch"), beat.get("epochs", common.epochs), beat.get("epoch_seconds")
+        left = None
+        if state == RUNNING and epoch is not None and epochs is not None and seconds is not None:
+            left = (epochs - epoch) * seconds
+        facts: Json = {"epoch": epoch, "epochs": epochs, "machine": sign.get("host"), "reason": sign.get("reason")}
+        return replace(common, state=state, seconds_left=left, **facts), beat
+
+    def _attempt_file(self, pack: str, number: int | None, name: str) -> Json:
+        return _read_json(self._in("packs", pack, "attempts", str(number), name))
+
+
+def _with_beat(point: PointStatus, beat: Json) -> PointStatus:
+    """The point with what its pack's heartbeat says of it alone."""
+    told = beat.get("points") or {}
+    own, seconds = told.get(point.id, {}), beat.get("device_seconds")
+    return replace(
+        point,
+        epoch=own.get("epoch", point.epoch),
+        dev_auc=own.get("dev_auc"),
+        entropies=_entropies(own),
+        device_seconds=seconds / len(told) if told and seconds is not None else None,
+    )
+
+
+def _entropies(facts: Json) -> dict[str, float | None]:
+    return {name: facts.get(f"normalised_entropy_{name}") for name in _CHOICES}
+
+
+def _counts(points: Iterable[PointStatus]) -> dict[str, int]:
+    found = Counter(point.state for point in points)
+    return {state: found[state] for state in STATES}
+
+
+def _read_json(uri: str) -> Json:
+    """An object of JSON; empty where it is gone, or is no JSON, as after a damage to the disk: then it says nothing."""
+    try:
+        content = json.loads(storage.read(uri))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _epoch_limit(run: str) -> int | None:
+    """The epochs that the run's configuration allows each search; None where it does not say so.
+
+    Raises InputError where there is no run.
+    """
+    try:
+        content = yaml.safe_load(storage.read(storage.join(run, "config.yaml")))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{run} is no run: it has no config.yaml; give the --out of 'stgs grid'.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{run}/config.yaml is damaged ({' '.join(str(error).split())}).") from None
+    for key in ("config", "settings", "search", "epochs"):
+        content = content.get(key) if isinstance(content, dict) else None
+    return content if isinstance(content, int) else None

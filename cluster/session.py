@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import ray
 import ray.data
 from ray._private.log import PlainRayHandler
+from ray.exceptions import AuthenticationError
 
 from data_prep.storage import InputError
 
@@ -50,7 +51,8 @@ def connect(
     under its session directory). verbose: they go to standard error instead.
 
     Where Ray is connected already, by an enclosing `connect` or by a test, that connection is used and left alone.
-    Raises InputError if there is no cluster at `address`, or if `num_cpus` is given for a cluster that runs already.
+    Raises InputError if there is no cluster at `address`, if it refuses this program's token (RAY_AUTH_TOKEN_PATH or
+    RAY_AUTH_TOKEN), or if `num_cpus` is given for a cluster that runs already.
     """
     if ray.is_initialized():
         set_data_defaults()
@@ -82,8 +84,11 @@ def _initialise(address: str, num_cpus: int | None, verbose: bool) -> None:
     with keep_signal_handlers(signal.SIGTERM):
         try:
             ray.init(**settings)
+        except AuthenticationError as error:
+            raise _refused(address) from error
         except ConnectionError as error:
-            raise _no_cluster(address) from error
+            # Somebody listens at HOST:PORT; a head that refuses a token does not say so.
+            raise (_refused(address) if ":" in address else _no_cluster(address)) from error
 
 
 def _check_reachable(address: str) -> None:
@@ -100,6 +105,13 @@ def _no_cluster(address: str) -> InputError:
     return InputError(
         f"there is no Ray cluster at the address {address}; start one with 'ray start --head', "
         "or leave the address (and RAY_ADDRESS) out for a private one."
+    )
+
+
+def _refused(address: str) -> InputError:
+    return InputError(
+        f"the cluster at {address} does not let this program in; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH (or "
+        "RAY_AUTH_TOKEN) to its token, and check that the port is its head's (6379 by default)."
     )
 
 

@@ -49,6 +49,35 @@ for settings in ({"address": "127.0.0.1:1"}, {"address": "127.0.0.1:1", "num_cpu
         print(error)
 """
 
+# A head that refuses a token breaks off; the client itself refuses to start without one. Ray is not started here.
+JOINED = """
+import os, socket
+import ray
+from ray.exceptions import AuthenticationError
+from cluster.session import connect
+from data_prep.storage import InputError
+
+def init(address, **settings):
+    print(address, sorted(name for name in os.environ if "AUTH_TOKEN" in name))
+    if address in errors:
+        raise errors[address]
+
+server = socket.create_server(("127.0.0.1", 0))
+head = "127.0.0.1:%d" % server.getsockname()[1]
+errors = {"auto": ConnectionError("none"), head: ConnectionError("Timed out")}
+ray.init, ray.shutdown = init, lambda: None
+with connect():
+    pass
+for address, error in (("auto", None), (head, None), (head, AuthenticationError("long text"))):
+    if error is not None:
+        errors[address] = error
+    try:
+        with connect(address=address):
+            raise AssertionError("connected")
+    except InputError as told:
+        print(str(told).replace(head, "HEAD"))
+"""
+
 
 def run_script(repository: Path, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = ["env", "-u", "RAY_AUTH_MODE", *(f"{name}={value}" for name, value in environment.items())]
@@ -76,3 +105,15 @@ def test_missing_cluster_and_foreign_cpus_are_refused(repository: Path) -> None:
     missing, foreign = result.stdout.splitlines()
     assert missing.startswith("there is no Ray cluster at the address 127.0.0.1:1;")
     assert foreign.startswith("num_cpus is 2, but the cluster at 127.0.0.1:1 has its own number of CPUs;")
+
+
+def test_a_cluster_is_joined_with_the_users_token_and_its_refusal_is_told(repository: Path) -> None:
+    result = run_script(repository, JOINED, RAY_ADDRESS="auto-joined", RAY_AUTH_TOKEN_PATH="/token")
+    assert result.returncode == 0, result.stderr
+    joined, tried, missing, _, refused, _, without = result.stdout.splitlines()
+    # A private cluster's own token would stand above the user's.
+    assert joined == "auto-joined ['RAY_AUTH_TOKEN_PATH']"
+    assert tried == "auto ['RAY_AUTH_TOKEN_PATH']"
+    assert missing.startswith("there is no Ray cluster at the address auto;")
+    assert refused.startswith("the cluster at HEAD does not let this program in; set RAY_AUTH_MODE=token,")
+    assert without == refused

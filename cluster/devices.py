@@ -6,13 +6,13 @@ Needs `cluster.session.connect`. A device is a GPU, or as many CPUs as a process
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
-from ray._private.state import state
+from ray._private.state import available_resources_per_node, state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data_prep.storage import InputError
@@ -81,11 +81,43 @@ def _most(resource: str, size: int) -> int:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     alive = sum(int(node["Resources"].get(resource, 0) // size) for node in nodes)
     reported = (state.get_max_resources_from_cluster_config() or {}).get(resource, 0) // size
-    head = next((node for node in nodes if "node:__internal_head__" in node["Resources"]), None)
     launched = 0
-    if head is not None and (config := _launcher_config(head["NodeID"])):
+    if (head := _head(nodes)) is not None and (config := _launcher_config(head["NodeID"])):
         launched = int(head["Resources"].get(resource, 0) // size) + startable_devices(config, resource, size)
     return max(alive, int(reported), launched)
+
+
+def _head(nodes: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    return next((node for node in nodes if "node:__internal_head__" in node["Resources"]), None)
+
+
+def startable_types(resources: Mapping[str, float]) -> list[str]:
+    """Names of the node types, of a launcher's configuration, whose workers hold a process of these resources."""
+    head = _head([node for node in ray.nodes() if node["Alive"]])
+    config = (_launcher_config(head["NodeID"]) if head is not None else None) or {}
+    return [
+        name
+        for name, kind in config.get("available_node_types", {}).items()
+        if name != config.get("head_node_type")
+        and kind.get("max_workers", 1) > 0
+        and all(kind.get("resources", {}).get(resource, 0) >= size for resource, size in resources.items())
+    ]
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """What each node that is alive has free now: address -> resources; this node first, the others by address."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes.sort(key=lambda node: (node["NodeID"] != here, node["NodeManagerAddress"], node["NodeID"]))
+    free = available_resources_per_node()
+    # Several nodes of one machine, as in a test, have one address and are told apart by the id's beginning.
+    addresses = [node["NodeManagerAddress"] for node in nodes]
+    return {
+        address if addresses.count(address) == 1 else f"{address} ({node['NodeID'][:6]})": dict(
+            free.get(node["NodeID"], {})
+        )
+        for address, node in zip(addresses, nodes, strict=True)
+    }
 
 
 def startable_devices(config: Mapping[str, Any], resource: str, size: int) -> int:

@@ -1,4 +1,4 @@
-"""What a search or a grid would need, told before it starts: packs, memory a device, time.
+"""What a search or a grid would need, told before it starts: packs, their places, memory a device, time.
 
 Nothing is written, and no clips are read: the memory is counted from shapes, the time measured on noise.
 """
@@ -14,9 +14,18 @@ import ray
 import torch
 
 from cluster.attempts import Pack
-from cluster.devices import chosen_device, device_memory, planned_devices, process_resources, require_processes
+from cluster.devices import (
+    chosen_device,
+    device_memory,
+    free_resources,
+    planned_devices,
+    process_resources,
+    require_processes,
+    startable_types,
+)
 from cluster.features import FeatureSource
-from cluster.grid import plan_packs
+from cluster.packing import plan_packs
+from cluster.placement import place_packs, waiting_for
 from cluster.settings import GridConfig, SearchSettings, settings_of
 from data_prep.audio import NUM_BINS
 from stgs.finetune_forecast import forecast_finetune, measure_finetune
@@ -72,6 +81,7 @@ def dry_run(config: GridConfig, source: FeatureSource, *, workers: int = 1) -> D
     packs = plan_packs(config, settings, source, workers)
     devices = config.devices or planned_devices(settings.device, settings.threads)
     available = device_memory(settings.device, settings.threads)
+    process, free = process_resources(settings.device, settings.threads), free_resources()  # before the measurements
     forecasts: list[_PackForecast] = []
     measured: dict[tuple[Any, ...], tuple[int, UpdateSeconds]] = {}
     for pack in sorted(packs, key=lambda pack: -len(pack.points)):
@@ -85,6 +95,8 @@ def dry_run(config: GridConfig, source: FeatureSource, *, workers: int = 1) -> D
         epoch = updates.epoch(own.search, **clips) * len(pack.points) / size
         forecasts.append(_PackForecast(pack, memory, epoch, epoch * own.search.epochs))
     forecasts.sort(key=lambda forecast: forecast.pack.name)
+    places = place_packs(len(forecasts), free, process, workers)
+    device_seconds = workers * sum(forecast.seconds for forecast in forecasts)
     payload = {
         "points": len(config.points()),
         "device": settings.device,
@@ -93,9 +105,13 @@ def dry_run(config: GridConfig, source: FeatureSource, *, workers: int = 1) -> D
         **clips,
         "available_bytes": available,
         "usable_bytes": None if available is None else int(available * USABLE_SHARE[settings.device]),
-        "packs": [forecast.facts() for forecast in forecasts],
+        "packs": [
+            {**forecast.facts(), "nodes": list(place.nodes)} for forecast, place in zip(forecasts, places, strict=True)
+        ],
+        "node_types": startable_types(process),
         "seconds": _side_by_side([forecast.seconds for forecast in forecasts], max(devices // workers, 1)),
-        "device_seconds": workers * sum(forecast.seconds for forecast in forecasts),
+        "device_seconds": device_seconds,
+        "device_hours": device_seconds / 3600,
     }
     return DryRun(payload, _text(payload, trained=source.finetune is not None))
 
@@ -164,11 +180,20 @@ def _text(facts: dict[str, Any], trained: bool) -> str:
     ]
     for pack in packs:
         lines.append(f"  {pack['name']}: {_time(pack['epoch_seconds'])} an epoch, {_time(pack['seconds'])} in all")
+    lines.append("place, on the cluster as it is now:")
+    for pack in packs:
+        where = f"starts on {', '.join(_counted(pack['nodes']))}" if pack["nodes"] else waiting_for(facts["node_types"])
+        lines.append(f"  {pack['name']}: {where}")
     lines.append(
         f"all packs: {_time(facts['seconds'])} if nothing else runs and no search stops early; "
-        f"{_time(facts['device_seconds'])} of device time"
+        f"{_time(facts['device_seconds'])} of device time ({facts['device_hours']:.3g} device hours)"
     )
     return "\n".join(lines)
+
+
+def _counted(nodes: list[str]) -> list[str]:
+    """Each node once, with how many workers it has where it has several."""
+    return [f"{node} ({nodes.count(node)} workers)" if nodes.count(node) > 1 else node for node in dict.fromkeys(nodes)]
 
 
 def _memory_lines(facts: dict[str, Any], trained: bool) -> list[str]:

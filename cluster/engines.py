@@ -1,6 +1,7 @@
-"""The engines that run packs: Ray Tune trials, or Ray Train workers. They only schedule.
+"""The engine that runs packs side by side: Ray Tune trials. It only schedules.
 
-Tune's own files are scratch; a trial that dies is started again and finds its state in the run directory.
+`cluster/engines_train.py` is the other engine. Tune's own files are scratch; a trial that dies is started again, as
+often as it takes, and finds its state in the run directory, where deaths without progress are counted, too.
 """
 
 from __future__ import annotations
@@ -9,95 +10,66 @@ import contextlib
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import ray
-import ray.train
 import ray.tune
-import torch
-from ray.train.torch import TorchConfig, TorchTrainer
 
-from cluster.attempts import Pack, read_heartbeat, read_pack
 from cluster.devices import process_resources
+from cluster.driving import Driver
 from cluster.features import Split
-from cluster.search_loop import PackJob, search_pack
 from cluster.session import keep_signal_handlers
-from cluster.shards import progress_bar
-from data_prep.storage import InputError
+from cluster.trials import Trial, run_trial
 
 # A driver process of Tune holds at most this many trials at once; the devices are what limits them otherwise.
 MAX_CONCURRENT_TRIALS = 32
-TRIAL_FAILURES = 3
-HEARTBEAT_SECONDS = 1.0
-# Tune and Train take these for themselves while they run.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1)
+FOR_EVER = -1
+# Tells Tune to leave SIGINT to us.
+_OWN_SIGINT = "TUNE_DISABLE_SIGINT_HANDLER"
 
-Trial = tuple[PackJob, Pack]
 Splits = Mapping[str, Split]
 # (run, name of the pack) -> why its search failed.
 Failures = dict[tuple[str, str], str]
+# Drivers at work, by session: Tune copies its stopper, which must ask this process's driver nevertheless.
+_drivers: dict[str, Driver] = {}
 
 
-@contextlib.contextmanager
-def _bar(title: str, trials: Sequence[Trial], shown: bool) -> Iterator[None]:
-    """A progress bar over epochs of points, moved by the packs' heartbeats, whichever engine searches them.
+class _EndWithFlag(ray.tune.Stopper):
+    """Ends the Tune run once the driver's work is over, also where trials wait for machines."""
 
-    Callbacks of Ray Train run in a process of their own, and those of Tune must survive pickling: neither can hold it.
-    """
-    total = sum(job.config.epochs * len(pack.points) for job, pack in trials)
-    done = threading.Event()
+    def __init__(self, session: str) -> None:
+        self.session = session
 
-    with progress_bar(title, total, "epoch", shown) as bar:
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
 
-        def look() -> None:
-            beats = [(read_heartbeat(job.run, pack), pack) for job, pack in trials]
-            started = [(facts, pack) for facts, pack in beats if facts is not None]
-            if started:
-                bar.set_postfix(dev_auc=f"{max(facts['dev_auc'] for facts, _ in started):.3f}", refresh=False)
-                bar.update(max(sum(facts["epoch"] * len(pack.points) for facts, pack in started) - bar.n, 0))
-
-        def look_if_possible() -> None:
-            # A storage that does not answer for a moment must not fail a search that goes well.
-            with contextlib.suppress(OSError):
-                look()
-
-        def follow() -> None:
-            # Looking takes the longer the more packs there are; it must not become the driver's main work.
-            while not done.wait(HEARTBEAT_SECONDS * max(1.0, len(trials) / 10)):
-                look_if_possible()
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-            look_if_possible()
+    def stop_all(self) -> bool:
+        return self.session in _drivers and _drivers[self.session].over
 
 
-def search_with_tune(trials: Sequence[Trial], splits: Splits, *, title: str, progress: bool) -> Failures:
-    """Search packs as Tune trials, each in its own process. Returns why those that failed did.
+def search_with_tune(
+    trials: Sequence[Trial], splits: Splits, driver: Driver, *, title: str, progress: bool
+) -> Failures:
+    """Search packs as Tune trials, each in its own process. Returns why those that could not be searched could not.
 
-    trials: on one kind of device. splits: `train` and `dev`.
+    trials: on one kind of device. splits: `train` and `dev`. Ends early, and orderly, with the driver's flag.
     """
     resources = process_resources(trials[0][0].device, max(job.threads for job, _ in trials))
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(_trial, jobs=[job for job, _ in trials], train=splits["train"], dev=splits["dev"]),
+        ray.tune.with_parameters(
+            _trial, trials=list(trials), train=splits["train"], dev=splits["dev"], board=driver.board
+        ),
         resources,
     )
-    space = {"trial": ray.tune.grid_search([{"number": n, "pack": pack.name} for n, (_, pack) in enumerate(trials)])}
     with (
         tempfile.TemporaryDirectory(prefix="stgs-tune-") as scratch,
-        _bar(title, trials, progress),
-        _own_output(),
-        keep_signal_handlers(*STOP_SIGNALS),
+        driver.watched(title, sum(job.config.epochs * len(pack.points) for job, pack in trials), progress),
+        own_output(),
+        _tune_without_signals(driver),
     ):
         results = ray.tune.Tuner(
             trainable,
-            param_space=space,
+            param_space={"trial": ray.tune.grid_search(list(range(len(trials))))},
             tune_config=ray.tune.TuneConfig(
                 max_concurrent_trials=min(len(trials), MAX_CONCURRENT_TRIALS), reuse_actors=True
             ),
@@ -105,89 +77,41 @@ def search_with_tune(trials: Sequence[Trial], splits: Splits, *, title: str, pro
                 name="grid",
                 storage_path=scratch,
                 verbose=0,
-                failure_config=ray.tune.FailureConfig(max_failures=TRIAL_FAILURES),
+                stop=_EndWithFlag(driver.session),
+                failure_config=ray.tune.FailureConfig(max_failures=FOR_EVER),
             ),
         ).fit()
-    found = [results[index] for index in range(len(results))]
+    # Of deaths that Tune would not answer by another start, which leave nothing in the run directory.
     keys = [(job.run, pack.name) for job, pack in trials]
-    return {
-        keys[result.config["trial"]["number"]]: str(result.error)
-        for result in found
-        if result.error and result.config is not None
-    }
+    found = [results[index] for index in range(len(results))]
+    given_up = {keys[result.config["trial"]]: str(result.error) for result in found if result.error and result.config}
+    return given_up | driver.failures()
 
 
-def _trial(config: dict[str, Any], *, jobs: Sequence[PackJob], train: Split, dev: Split) -> None:
+def _trial(config: dict[str, Any], *, trials: Sequence[Trial], train: Split, dev: Split, board: Any) -> None:
     """One trial: the search of one pack in its own process."""
-    job = jobs[config["trial"]["number"]]
-    search_pack(job, read_pack(job.run, config["trial"]["pack"]), train, dev, ray.tune.report)
-
-
-def search_with_train(trial: Trial, splits: Splits | None, *, progress: bool) -> Failures:
-    """Search one pack in `job.workers` Ray Train workers, which share every batch. Returns why it failed, if it did.
-
-    splits: `train` and `dev`; None where the search reads the clips while it runs. Where a worker dies, the whole group
-    starts again, from the newest state.
-
-    Raises:
-        KeyboardInterrupt: the search was stopped with Ctrl-C.
-    """
-    job, pack = trial
-    data = None if splits is None else ray.put(splits)
-    with (
-        tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch,
-        _bar("search", [trial], progress),
-        _own_output(),
-        keep_signal_handlers(*STOP_SIGNALS),
-    ):
-        trainer = TorchTrainer(
-            _train_worker,
-            # A reference inside a list reaches the worker as a reference, so the data stay in the object store.
-            train_loop_config={"job": job, "pack": pack.name, "data": [data]},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=job.workers,
-                use_gpu=job.device == "cuda",
-                resources_per_worker=process_resources(job.device, job.threads),
-            ),
-            torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
-            run_config=ray.train.RunConfig(
-                name="search",
-                storage_path=scratch,
-                failure_config=ray.train.FailureConfig(max_failures=TRIAL_FAILURES),
-            ),
-        )
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            return {(job.run, pack.name): _reason(error)}
-        except SystemExit:
-            # Train answers Ctrl-C by ending the controller, and then the program.
-            raise KeyboardInterrupt from None
-    return {}
-
-
-def _reason(error: Exception) -> str:
-    """Why Train's workers failed: the sentence of wrong input, where one found some, else all that Train says."""
-    failures = getattr(error, "worker_failures", {}).values()
-    return next((str(failure) for failure in failures if isinstance(failure, InputError)), str(error))
-
-
-def _train_worker(config: dict[str, Any]) -> None:
-    job: PackJob = config["job"]
-    if job.device == "cuda":
-        # Workers of one node see each other's GPUs; this is the one that is meant by `cuda`.
-        torch.cuda.set_device(ray.train.torch.get_device())
-    reference = config["data"][0]
-    splits = {} if reference is None else ray.get(reference)
-
-    def report(row: dict[str, Any]) -> None:
-        """Nothing: ray.train.report would hold every epoch up for up to two seconds, and the heartbeat says it all."""
-
-    search_pack(job, read_pack(job.run, config["pack"]), splits.get("train"), splits.get("dev"), report)
+    run_trial(trials[config["trial"]], train, dev, board)
 
 
 @contextlib.contextmanager
-def _own_output() -> Iterator[None]:
+def _tune_without_signals(driver: Driver) -> Iterator[None]:
+    """Tune asks `driver` whether to end, and takes no signals for itself."""
+    before = os.environ.get(_OWN_SIGINT)
+    os.environ[_OWN_SIGINT] = "1"
+    _drivers[driver.session] = driver
+    try:
+        with keep_signal_handlers(signal.SIGINT, signal.SIGUSR1):
+            yield
+    finally:
+        del _drivers[driver.session]
+        if before is None:
+            del os.environ[_OWN_SIGINT]
+        else:
+            os.environ[_OWN_SIGINT] = before
+
+
+@contextlib.contextmanager
+def own_output() -> Iterator[None]:
     """Send what Tune and Train print to where their log goes (descriptor 2, see `cluster.session`): a command's result
     stands alone on standard output.
     """

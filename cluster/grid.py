@@ -1,4 +1,4 @@
-"""The grid: its points, its packs, and how its results are gathered.
+"""The grid: how it is begun and continued, and how its results are gathered.
 
 The truth is the run directory: a resume leaves out what has a result and gives the rest to the engines, which only
 schedule (`cluster/engines.py`).
@@ -7,7 +7,7 @@ schedule (`cluster/engines.py`).
 from __future__ import annotations
 
 import json
-import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from cluster.attempts import (
     Pack,
-    Point,
     clear_failure,
     point_uri,
     read_failure,
@@ -27,29 +26,47 @@ from cluster.attempts import (
     write_packs,
 )
 from cluster.audits import keep_audit
-from cluster.devices import chosen_device, device_memory, planned_devices, require_processes
-from cluster.engines import Failures, Trial, search_with_train, search_with_tune
+from cluster.board import way_on
+from cluster.devices import chosen_device, require_processes
+from cluster.driving import Driver, driving
+from cluster.engines import Failures, search_with_tune
+from cluster.engines_train import WorkerGroup, search_with_train
 from cluster.features import FeatureSource
 from cluster.finetune import publish_backbones
-from cluster.runs import open_run
-from cluster.search_loop import PackJob
-from cluster.settings import AUTO, GridConfig, Options, SearchSettings, settings_of
+from cluster.limits import RunLimits
+from cluster.liveness import require_idle
+from cluster.packing import GROWING, add_packs, devices_for, grown, pack_job, plan_packs
+from cluster.runs import find_config, open_run
+from cluster.settings import AUTO, GridConfig, SearchSettings, settings_of
+from cluster.stopping import Stop
+from cluster.trials import Trial
 from data_prep import boxes, storage
 from data_prep.storage import InputError
-from stgs.forecast import largest_population
 
 GRID_NAME = "grid.parquet"
-# Settings of a search, beside its space, that its memory depends on.
-_MEMORY_SETTINGS = ("batch_size", "clip_norm", "dropout", "attention_dropout")
+_NO_LIMITS = RunLimits()
 
 
 @dataclass(frozen=True, slots=True)
 class GridResult:
-    """rows: one a point with a result (the columns of grid.parquet). failed: id -> reason of the others."""
+    """rows: one a point with a result (the columns of grid.parquet). failed: id -> reason of others. unfinished: points
+    with neither. stop: why they are not finished, None where all are.
+    """
 
     run: str
     rows: list[dict[str, Any]]
     failed: dict[str, str]
+    unfinished: int = 0
+    stop: Stop | None = None
+
+    def stopped(self) -> str:
+        """A sentence that says why the search ended early, and how to go on. It must have a `stop`."""
+        assert self.stop is not None
+        points = len(self.rows) + len(self.failed) + self.unfinished
+        return (
+            f"stopped early: {self.stop.reason}; {len(self.rows)} of {points} points have a result, go on with "
+            f"{way_on(self.stop)}."
+        )
 
 
 def run_grids(
@@ -59,58 +76,87 @@ def run_grids(
     resume: bool,
     progress: bool = True,
     title: str = "grid",
+    limits: RunLimits = _NO_LIMITS,
+    started: float | None = None,
 ) -> dict[str, GridResult]:
     """Search every point of every grid on Ray Tune, all packs side by side; needs `cluster.session.connect`.
 
-    grids: directory of the run -> its settings. resume: continue runs that stand. title: of the progress bar. Returns
-    the results by directory.
+    grids: directory of the run -> its settings, which may have more values than the run was begun with. resume:
+    continue runs that stand. title: of the progress bar. limits: when to end before all is done; of several grids
+    together. started: when the command began, in Unix seconds (default: now). Returns the results by directory.
 
     Raises:
-        KeyboardInterrupt: the search was stopped before its end; it can be resumed.
-        InputError: a run was begun with other settings, features or splits, or the cluster cannot hold one trial.
+        KeyboardInterrupt: a second signal came before the searches had ended orderly; they can be resumed.
+        InputError: a run was begun with other settings, features or splits, another driver works on it, or the cluster
+            cannot hold one trial.
     """
+    deadline = limits.deadline_at(time.time() if started is None else started)
     for out, config in grids.items():
+        require_idle(storage.absolute(out), takeover=limits.takeover)
         _require_room(out, config)
     begun = {out: _begin(out, config, source, resume) for out, config in grids.items()}
-    trials = [trial for grid in begun.values() for trial in grid.trials(source)]
-    failed: Failures = {}
-    if trials:
-        splits = source.load_splits(("train", "dev"))
-        _forget_failures(trials)
-        failed = search_with_tune(trials, splits, title=title, progress=progress)
-    return {out: _complete(gather(grid.run, grid.packs, failed), grids[out]) for out, grid in begun.items()}
+    runs = [grid.run for grid in begun.values()]
+    with driving(runs, deadline=deadline, device_hours=limits.device_hours) as driver:
+        trials = [trial for grid in begun.values() for trial in grid.trials(source, driver.session)]
+        failed: Failures = {}
+        if trials and driver.stop is None:
+            splits = source.load_splits(("train", "dev"))
+            _forget_failures(trials)
+            failed = search_with_tune(trials, splits, driver, title=title, progress=progress)
+        results = {out: _result(grid, failed, driver) for out, grid in begun.items()}
+        driver.complete = not any(result.unfinished for result in results.values())
+    return results
 
 
 def run_single(
-    out: str, config: GridConfig, source: FeatureSource, *, workers: int = 1, resume: bool, progress: bool = True
+    out: str,
+    config: GridConfig,
+    source: FeatureSource,
+    *,
+    workers: WorkerGroup | int = 1,
+    resume: bool,
+    progress: bool = True,
+    limits: RunLimits = _NO_LIMITS,
+    started: float | None = None,
 ) -> GridResult:
     """Search the one point of `config` in Ray Train workers that share every batch; otherwise like `run_grids` of one.
 
-    source: features, or a corpus whose backbones are trained, too (`cluster.finetune.open_corpus`).
+    source: features, or a corpus whose backbones are trained, too (`cluster.finetune.open_corpus`). workers: their
+    number, or a range in which it may change; no part of the run's settings.
     """
+    group = WorkerGroup(workers, workers) if isinstance(workers, int) else workers
     if len(config.points()) != 1:
         raise InputError(f"a search has one point, but these settings have {len(config.points())}; use 'stgs grid'.")
-    if workers < 1:
-        raise InputError(f"workers is {workers}, but at least 1 is needed.")
-    source.largest_share(config.settings.search, workers)  # refuses workers without clips, before the run begins
-    _require_room(out, config, workers)
-    grid = _begin(out, config, source, resume, workers)
-    trials = [(replace(job, workers=workers), pack) for job, pack in grid.trials(source)]
-    failed: Failures = {}
-    if trials:
-        # A search that trains its backbones reads the clips while it runs.
-        splits = source.load_splits(("train", "dev")) if source.finetune is None else None
-        _forget_failures(trials)
-        failed = search_with_train(trials[0], splits, progress=progress)
-    return _complete(gather(grid.run, grid.packs, failed), config)
+    for count in (group.fewest, group.most):  # refuses workers without clips, before the run begins
+        source.largest_share(config.settings.search, count)
+    deadline = limits.deadline_at(time.time() if started is None else started)
+    require_idle(storage.absolute(out), takeover=limits.takeover)
+    _require_room(out, config, group.fewest)
+    grid = _begin(out, config, source, resume, group.fewest)
+    with driving([grid.run], deadline=deadline, device_hours=limits.device_hours) as driver:
+        trials = grid.trials(source, driver.session)
+        failed: Failures = {}
+        if trials and driver.stop is None:
+            # A search that trains its backbones reads the clips while it runs.
+            splits = source.load_splits(("train", "dev")) if source.finetune is None else None
+            _forget_failures(trials)
+            failed = search_with_train(trials[0], splits, driver, group, progress=progress)
+        result = _result(grid, failed, driver)
+        driver.complete = not result.unfinished
+    return result
 
 
 def _require_room(out: str, config: GridConfig, workers: int = 1) -> None:
     """Refuse a cluster that cannot hold what a run has still to search, before the run is begun."""
-    run = storage.absolute(out)
-    packs = read_packs(run)
-    if not packs or any(read_result(run, point.id) is None for pack in packs for point in pack.points):
+    finished = _finished(storage.absolute(out))
+    if any(point.id not in finished for point in config.points()):
         require_processes(chosen_device(config.settings.device), config.settings.threads, workers)
+
+
+def _finished(run: str) -> set[str]:
+    """The points with a result."""
+    paths = storage.list(storage.join(run, "points"))
+    return {path.split("/")[0] for path in paths if path.endswith("/result.json")}
 
 
 def _forget_failures(trials: Sequence[Trial]) -> None:
@@ -120,14 +166,12 @@ def _forget_failures(trials: Sequence[Trial]) -> None:
             clear_failure(job.run, point.id)
 
 
-def _complete(result: GridResult, config: GridConfig) -> GridResult:
-    """`result`; raises KeyboardInterrupt where points have neither a result nor a failure.
-
-    Tune and Train end orderly when they are interrupted, as if they had finished.
-    """
-    if len(result.rows) + len(result.failed) < len(config.points()):
-        raise KeyboardInterrupt
-    return result
+def _result(grid: _Begun, failed: Failures, driver: Driver) -> GridResult:
+    result = gather(grid.run, grid.packs, failed)
+    unfinished = sum(len(pack.points) for pack in grid.packs) - len(result.rows) - len(result.failed)
+    # Without a flag, somebody ended Tune or Train itself.
+    stop = (driver.stop or Stop("run", "the search was ended from outside")) if unfinished else None
+    return replace(result, unfinished=unfinished, stop=stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +182,18 @@ class _Begun:
     settings: SearchSettings
     packs: list[Pack]
 
-    def trials(self, source: FeatureSource) -> list[Trial]:
+    def trials(self, source: FeatureSource, session: str = "") -> list[Trial]:
         """The packs that have points without a result, each with its job."""
-        open_points = {p.id for pack in self.packs for p in pack.points if read_result(self.run, p.id) is None}
-        waiting = [pack for pack in self.packs if any(p.id in open_points for p in pack.points)]
-        return [(pack_job(self.run, self.settings, source, pack), pack) for pack in waiting]
+        finished = _finished(self.run)
+        waiting = [pack for pack in self.packs if any(point.id not in finished for point in pack.points)]
+        return [(pack_job(self.run, self.settings, source, pack, session), pack) for pack in waiting]
 
 
 def _begin(out: str, config: GridConfig, source: FeatureSource, resume: bool, workers: int = 1) -> _Begun:
+    run = storage.absolute(out)
+    standing = find_config(run) if resume else None
+    if standing is not None:
+        config = grown(config, standing, run)
     settings = replace(config.settings, device=chosen_device(config.settings.device))
     for options in config.options():
         settings_of(settings, options).space(source)  # refuses what this box does not hold, before the run begins
@@ -156,87 +204,24 @@ def _begin(out: str, config: GridConfig, source: FeatureSource, resume: bool, wo
         "manifest_digest": source.manifest.meta.digest,
         "split_digest": source.split_digest(),
     }
-    # A run may go on with more devices or fewer: what depends on their number is fixed in its packs.
+    # A run may go on with more devices or fewer, and save more often: what depends on devices is fixed in its packs.
     hints = {
         "features": source.uri,
         "manifest": source.manifest_uri,
         "devices": content.pop("devices"),
+        "checkpoint_minutes": content["settings"].pop("checkpoint_minutes"),
         **source.run_hints(),
     }
-    packs = read_packs(storage.absolute(out))
+    packs = read_packs(run)
     # Planned before anything is written: a device may be too small.
-    planned = [] if packs else plan_packs(config, settings, source, workers)
-    run = open_run(out, content, resume=resume, hints=hints)
+    planned = plan_packs(config, settings, source, workers, packs)
+    open_run(run, content, resume=resume, hints=hints, growing=GROWING if resume else ())
     keep_audit(run, source)
     if planned:
-        return _Begun(run, settings, write_packs(run, planned))
+        packs = add_packs(run, packs, planned) if packs else write_packs(run, planned)
     if config.pack == AUTO:
-        packs = split_packs(run, packs, _devices(config, settings))
+        packs = split_packs(run, packs, devices_for(config, settings))
     return _Begun(run, settings, packs)
-
-
-def pack_job(run: str, settings: SearchSettings, source: FeatureSource, pack: Pack) -> PackJob:
-    """The job of a pack: the run's settings with the options that the pack's points share."""
-    settings = settings_of(settings, pack.points[0].options)
-    return PackJob(
-        run=run,
-        space=settings.space(source),
-        config=settings.search,
-        device=settings.device,
-        threads=settings.threads,
-        checkpoint_epochs=settings.checkpoint_epochs,
-        finetune=source.finetune,
-    )
-
-
-def _devices(config: GridConfig, settings: SearchSettings) -> int:
-    return config.devices or planned_devices(settings.device, settings.threads)
-
-
-def plan_packs(config: GridConfig, settings: SearchSettings, source: FeatureSource, workers: int = 1) -> list[Pack]:
-    """Points of one estimator and the same options (a population has one of each), cut into packs of equal size, as far
-    as they go.
-
-    settings: with the device that was chosen; its memory bounds an automatic size. workers: processes that share each
-    batch.
-    """
-    groups: dict[tuple[str, Options], list[Point]] = {}
-    for point in config.points():
-        groups.setdefault((point.estimator, point.options), []).append(point)
-    devices = _devices(config, settings) if config.pack == AUTO else 1
-    share = math.ceil(len(config.points()) / devices)
-    packs: list[Pack] = []
-    # A forecast takes seconds, and many options change nothing about the memory.
-    fitting: dict[str, int] = {}
-    for (_, options), own in groups.items():
-        size = config.pack
-        if size == AUTO:
-            group, most = settings_of(settings, options), min(share, len(own))
-            facts = [getattr(group.search, name) for name in _MEMORY_SETTINGS]
-            key = repr((group.space(source), facts, most))
-            size = fitting[key] = fitting.get(key) or _fitting(group, source, most, workers)
-        for start in range(0, len(own), size):
-            packs.append(Pack(f"pack-{len(packs):04d}", tuple(own[start : start + size])))
-    return packs
-
-
-def _fitting(settings: SearchSettings, source: FeatureSource, most: int, workers: int) -> int:
-    """How many points, up to `most`, a device's memory holds; `most` where nothing tells how much it has, or where the
-    search keeps no features in memory.
-    """
-    memory = device_memory(settings.device, settings.threads)
-    if memory is None or source.finetune is not None:
-        return most
-    return largest_population(
-        settings.space(source),
-        replace(settings.search, batch_size=source.largest_share(settings.search, workers)),
-        most=most,
-        train_clips=source.manifest_clips("train"),
-        dev_clips=source.manifest_clips("dev"),
-        memory_bytes=memory,
-        device=settings.device,
-        vectors=source.vectors(),
-    )
 
 
 def gather(run: str, packs: Sequence[Pack], errors: Failures) -> GridResult:
@@ -251,11 +236,9 @@ def gather(run: str, packs: Sequence[Pack], errors: Failures) -> GridResult:
         for point in pack.points:
             result = read_result(run, point.id)
             if result is None:
-                reason = errors.get((run, pack.name))
-                if reason is not None:
+                reason = read_failure(run, point.id)
+                if reason is None and (reason := errors.get((run, pack.name))) is not None:
                     write_failure(run, point.id, reason)
-                else:
-                    reason = read_failure(run, point.id)
                 if reason is not None:
                     failed[point.id] = reason
                 continue

@@ -6,7 +6,7 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "librosa", "av", "facenet-pytorch")
 
 
-def open_run(uri: str, config: Mapping[str, Any], *, resume: bool, hints: Mapping[str, Any]) -> str:
+def open_run(
+    uri: str, config: Mapping[str, Any], *, resume: bool, hints: Mapping[str, Any], growing: Collection[str] = ()
+) -> str:
     """Begin a run, or continue one of the same configuration. Returns its absolute URI.
 
     config: the complete, resolved settings; a run is continued only where they are equal. hints: what may change
-    between attempts, such as where the features lie.
+    between attempts, such as where the features lie. growing: settings that may differ, since the caller has seen that
+    they hold all that the run had; the run then has the new ones.
 
     Raises:
         InputError: a name that no run may have, a run that stands already (without `resume`), or one that was begun
@@ -42,7 +45,8 @@ def open_run(uri: str, config: Mapping[str, Any], *, resume: bool, hints: Mappin
         storage.create(storage.join(uri, CONFIG_NAME), text.encode())
     except FileExistsError:
         standing = read_config(uri)
-        different = sorted(key for key in {*standing, *plain} if standing.get(key) != plain.get(key))
+        changed = sorted(key for key in {*standing, *plain} if standing.get(key) != plain.get(key))
+        different = [key for key in changed if key not in growing]
         if different:
             key = different[0]
             raise InputError(
@@ -50,6 +54,8 @@ def open_run(uri: str, config: Mapping[str, Any], *, resume: bool, hints: Mappin
             ) from None
         if not resume:
             raise InputError(f"{uri} stands already; continue it with --resume, or give another --out.") from None
+        if changed:
+            storage.write(storage.join(uri, CONFIG_NAME), text.encode())
     storage.write(storage.join(uri, "environment.json"), boxes.canonical_json(environment()))
     return uri
 
@@ -57,6 +63,11 @@ def open_run(uri: str, config: Mapping[str, Any], *, resume: bool, hints: Mappin
 def read_config(uri: str) -> dict[str, Any]:
     """The settings that a run was begun with. Raises InputError if there is no run at `uri`."""
     return _read(uri)["config"]
+
+
+def find_config(uri: str) -> dict[str, Any] | None:
+    """The settings that a run was begun with, None if there is no run at `uri`."""
+    return read_config(uri) if storage.exists(storage.join(uri, CONFIG_NAME)) else None
 
 
 def read_hints(uri: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ AUTO: Literal["auto"] = "auto"
 # Seeds of members are int64, and those of NumPy are not negative.
 _LARGEST_SEED = 2**63 - 1
 # How a search is run, not what is searched: the same for all points of a run.
-_NO_AXES = ("device", "threads", "checkpoint_epochs")
+_NO_AXES = ("device", "threads", "checkpoint_epochs", "checkpoint_minutes")
 
 Settings = TypeVar("Settings")
 Options = tuple[tuple[str, Any], ...]
@@ -39,7 +39,8 @@ class SearchSettings:
     preset). tail: how a supernet's cell joins its steps, `concat` or `weighted_sum` (default: the preset's). num_cells,
     num_steps, channels: size of the space. length: positions of a sequence feature, a divisor of the box's, to which
     neighbouring ones are max-pooled (default: the box's). device: `auto`, `cpu` or `cuda`. threads: of a CPU process;
-    the bits depend on it. checkpoint_epochs: epochs between two saved states.
+    the bits depend on it. checkpoint_epochs: epochs between two saved states. checkpoint_minutes: a
+    state is also saved inside an epoch after so long, above 0 (default, and with --finetune: only after epochs).
     """
 
     preset: str = "default"
@@ -55,10 +56,13 @@ class SearchSettings:
     device: str = "auto"
     threads: int = 1
     checkpoint_epochs: int = 1
+    checkpoint_minutes: float | None = None
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
         _require_at_least(self, threads=1, checkpoint_epochs=1)
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise InputError(f"checkpoint_minutes is {self.checkpoint_minutes:g}, but it must be above 0.")
         for name, allowed in (("sense", SENSES), ("device", DEVICES)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(allowed)}.")
@@ -121,17 +125,17 @@ def _require_at_least(config: object, **lowest: int) -> None:
             raise InputError(f"{name} is {getattr(config, name)}, but it must be at least {value}.")
 
 
-def _names(config: Any) -> Iterator[str]:
-    """The settings in a configuration and in those that it holds."""
+def named_settings(config: Any) -> Iterator[tuple[str, Any]]:
+    """Name and value of the settings in a configuration and in those that it holds."""
     for item in fields(config):
         value = getattr(config, item.name)
         if is_dataclass(value):
-            yield from _names(value)
+            yield from named_settings(value)
         else:
-            yield item.name
+            yield item.name, value
 
 
-AXES = tuple(name for name in _names(SearchSettings()) if name not in _NO_AXES)
+AXES = tuple(name for name, _ in named_settings(SearchSettings()) if name not in _NO_AXES)
 
 
 def settings_of(settings: Settings, options: Options) -> Settings:

@@ -4,6 +4,7 @@ FEATURES stands first, because an option of several values takes every word that
 itself, --preset to --max-parameters, may be given several values, too (--dropout 0.1 0.2; a list in a --config file;
 lists and switches by repeating the option), and is an axis of the grid then. Points are packed: one pack is one
 population in one program. A run that was stopped, or killed, goes on with --resume and ends with the same genotypes.
+With --resume it may be given more values of its axes, named behind those that it has: the new points are added.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.dry_run import dry_run
 from cluster.features import open_features
 from cluster.grid import GridResult, run_grids
+from cluster.limits import RunLimits
 from cluster.session import connect
 from cluster.settings import GridConfig
-from jobs.cli import FAILED, PARTLY, Outcome, SessionOptions, group, option, run_command
+from jobs.cli import COMPLETE, FAILED, PARTLY, STOPPED, Outcome, SessionOptions, group, option, run_command
 from jobs.tables import grid_tables, warnings
 
 
@@ -29,37 +32,46 @@ class GridJobConfig:
     features: str = option(help="directory of the features", positional=True, metavar="FEATURES")
     manifest: str = option(help="directory of the manifest that splits them")
     out: str = option(help="directory of the run, local or s3://; its last part is the run's name")
-    dry_run: bool = option(False, help="print packs, memory and the time to expect, and search nothing")
+    dry_run: bool = option(False, help="print packs, their places, memory and the time to expect, and search nothing")
     resume: bool = option(False, help="continue a run that stands")
+    limits: RunLimits = group(RunLimits)
     grid: GridConfig = group(GridConfig)
     session: SessionOptions = group(SessionOptions)
 
 
 def run(config: GridJobConfig) -> Outcome:
     """Search every point of the grid."""
-    start = time.monotonic()
+    start, started = time.monotonic(), time.time()
     source = open_features(config.features, config.manifest)
     with connect(**config.session.connect_arguments(None if config.dry_run else config.out)):
         if config.dry_run:
             expected = dry_run(config.grid, source)
             return Outcome(expected.payload, expected.text)
-        result = run_grids({config.out: config.grid}, source, resume=config.resume)[config.out]
+        grids = {config.out: config.grid}
+        result = run_grids(grids, source, resume=config.resume, limits=config.limits, started=started)[config.out]
     return outcome(config.out, result, time.monotonic() - start)
 
 
 def outcome(out: str, result: GridResult, seconds: float) -> Outcome:
-    """What a finished grid prints: the tables of dev AUC and parameters, and the best point on dev."""
-    payload = {"out": out, "points": result.rows, "failed": result.failed, "seconds": round(seconds, 1)}
+    """What a grid prints that has ended: the tables of dev AUC and parameters, and the best point on dev, of the points
+    that are finished.
+    """
+    payload: dict[str, Any] = {"out": out, "points": result.rows, "failed": result.failed, "seconds": round(seconds, 1)}
     lines = [f"{len(result.rows)} points searched, {len(result.failed)} failed, in {seconds:.1f} s"]
+    code = PARTLY if result.failed else COMPLETE
+    if result.stop is not None:
+        payload |= {"stopped": result.stop.reason, "unfinished": result.unfinished}
+        lines.insert(0, result.stopped())
+        code = STOPPED
     if not result.rows:
-        return Outcome(payload, "\n".join([*lines, *_failures(result)]), FAILED)
+        return Outcome(payload, "\n".join([*lines, *_failures(result)]), code if code == STOPPED else FAILED)
     best = max(result.rows, key=lambda row: row["dev_auc"])
     lines += grid_tables(result.rows, "supernet's AUC on dev, temperature by num_samples", "dev_auc")
     lines += grid_tables(result.rows, "parameters of the found network", "parameters", 0)
     lines.append(f"best on dev: {best['id']}, AUC {best['dev_auc']:.3f}, {best['parameters']:,} parameters")
     lines += warnings(result.rows)
     lines += [*_failures(result), f"run: {out}"]
-    return Outcome(payload, "\n".join(lines), PARTLY if result.failed else 0)
+    return Outcome(payload, "\n".join(lines), code)
 
 
 def _failures(result: GridResult) -> list[str]:

@@ -14,12 +14,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cluster.dry_run import dry_run
+from cluster.engines_train import WorkerGroup
 from cluster.features import FeatureSource, open_features
 from cluster.finetune import BackboneOptions, backbone_uri, open_corpus
 from cluster.grid import run_single
+from cluster.limits import RunLimits, worker_range
 from cluster.session import connect
 from cluster.settings import GridConfig, SearchSettings
-from jobs.cli import FAILED, Outcome, SessionOptions, group, option, run_command
+from jobs.cli import FAILED, STOPPED, Outcome, SessionOptions, group, option, run_command
 from jobs.describe import drawing
 from jobs.tables import warnings
 from stgs.backbone_trainer import FinetuneConfig
@@ -41,10 +43,14 @@ class SearchJobConfig:
     num_samples: int = option(15, help="Gumbel samples M, at least 1")
     estimator: str = option("stgs", help="gradient estimator", choices=ESTIMATORS)
     seed: int = option(0, help="initial weights, noise and dropout")
-    workers: int = option(1, help="processes, one a device, that share every batch")
+    workers: str = option(
+        "1", help="processes, one a device, that share every batch; MIN:MAX to use those that are there, as they change"
+    )
+    resize_seconds: float = option(600.0, help="between two looks for machines, with --workers MIN:MAX; at least 1")
     finetune: bool = option(False, help="train the backbones in the loop, on a corpus in the place of features")
     dry_run: bool = option(False, help="print the memory and the time to expect, and search nothing")
     resume: bool = option(False, help="continue a run that stands")
+    limits: RunLimits = group(RunLimits)
     settings: SearchSettings = group(SearchSettings)
     backbones: BackboneOptions = group(BackboneOptions)
     training: FinetuneConfig = group(FinetuneConfig)
@@ -53,7 +59,8 @@ class SearchJobConfig:
 
 def run(config: SearchJobConfig) -> Outcome:
     """Search one point."""
-    start = time.monotonic()
+    start, started = time.monotonic(), time.time()
+    workers = WorkerGroup(*worker_range(config.workers), config.resize_seconds)
     grid = GridConfig(
         temperatures=(config.temperature,),
         num_samples=(config.num_samples,),
@@ -68,10 +75,20 @@ def run(config: SearchJobConfig) -> Outcome:
         source = open_features(config.features, config.manifest)
     with connect(**config.session.connect_arguments(None if config.dry_run else config.out)):
         if config.dry_run:
-            expected = dry_run(grid, source, workers=config.workers)
+            expected = dry_run(grid, source, workers=workers.fewest)
             return Outcome(expected.payload, expected.text)
-        result = run_single(config.out, grid, source, workers=config.workers, resume=config.resume)
+        result = run_single(
+            config.out,
+            grid,
+            source,
+            workers=workers,
+            resume=config.resume,
+            limits=config.limits,
+            started=started,
+        )
     seconds = time.monotonic() - start
+    if result.stop is not None:
+        return Outcome({"out": config.out, "stopped": result.stop.reason}, result.stopped(), STOPPED)
     if result.failed:
         reason = next(iter(result.failed.values()))
         return Outcome({"out": config.out, "failed": result.failed}, f"the search failed: {reason}", FAILED)

@@ -25,6 +25,7 @@ from cluster.features import FeatureSource, open_features
 from cluster.finetune import require_trained_features
 from cluster.found_loop import NetworkJob, read_network, train_networks
 from cluster.grid import GridResult, read_grid, run_grids
+from cluster.limits import RunLimits
 from cluster.runs import read_config, read_hints
 from cluster.session import connect
 from cluster.settings import GridConfig, config_from_dict
@@ -57,6 +58,8 @@ def run(config: TrainJobConfig) -> Outcome:
     rows = {GRID: read_grid(run_uri)}
     with connect(**config.session.connect_arguments(run_uri)):
         searched = _search_controls(run_uri, config, grid, source)
+        if any(result.stop is not None for result in searched.values()):
+            raise KeyboardInterrupt
         rows |= {arm: searched[arm_uri(run_uri, arm)].rows for arm in config.controls if arm != RANDOM}
         jobs = [job for arm, found in rows.items() for job in grid_jobs(run_uri, arm, found)]
         if RANDOM in config.controls:
@@ -101,11 +104,14 @@ def open_run_source(run_uri: str, features: str | None, manifest: str | None) ->
 def _search_controls(
     run_uri: str, config: TrainJobConfig, grid: GridConfig, source: FeatureSource
 ) -> dict[str, GridResult]:
-    """Search the controls. They resume by themselves: their settings follow from the run's."""
+    """Search the controls. They resume by themselves: their settings follow from the run's, with the points that it was
+    given later. Of two such commands the later one goes on.
+    """
     settings = replace(grid.settings, threads=config.threads)
     config_of_controls = replace(grid, settings=settings)
     grids = control_grids(run_uri, config_of_controls, config.controls, source, shuffles=config.shuffles)
-    return run_grids(grids, source, resume=True, title="controls") if grids else {}
+    limits = RunLimits(takeover=True)
+    return run_grids(grids, source, resume=True, title="controls", limits=limits) if grids else {}
 
 
 def _facts(job: NetworkJob, run_uri: str) -> dict[str, Any]:

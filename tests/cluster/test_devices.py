@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from cluster import devices
-from cluster.devices import chosen_device, device_memory, planned_devices, require_processes, startable_devices
+from cluster.devices import (
+    chosen_device,
+    device_memory,
+    free_resources,
+    planned_devices,
+    require_processes,
+    startable_devices,
+    startable_types,
+)
 from data_prep.storage import InputError
 
 GIBIBYTE = 2**30
@@ -60,6 +68,14 @@ def test_devices_that_the_autoscaler_may_still_start(monkeypatch: pytest.MonkeyP
     assert planned_devices("cuda", 1) == 17
     assert planned_devices("cpu", 8) == (8 + 2 * 64) // 8, "4 CPUs of a small node make no process of 8 threads"
     assert startable_devices({}, "GPU", 1) == 0
+
+
+def test_node_types_that_hold_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cluster(monkeypatch, [HEAD], launcher=LAUNCHER)
+    assert startable_types({"CPU": 1, "GPU": 1}) == ["small", "large"]
+    assert startable_types({"CPU": 5}) == ["large"]
+    fake_cluster(monkeypatch, [HEAD])
+    assert startable_types({"CPU": 1}) == []
 
 
 def test_gpus_that_may_be_started_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +142,5 @@ def test_a_private_cluster(ray_session: None) -> None:
     memory = device_memory("cpu", threads=1)
     assert memory is not None
     assert 0 < 2 * memory < 2**45
+    (free,) = free_resources().values()
+    assert free["memory"] > 0

@@ -13,6 +13,7 @@ from cluster import dry_run as module
 from cluster.dry_run import dry_run
 from cluster.features import FeatureSource, open_features
 from cluster.finetune import CorpusSource, FinetuneJob
+from cluster.placement import place_packs
 from cluster.settings import GridConfig, SearchSettings
 from data_prep.storage import InputError
 from stgs.backbone_trainer import FinetuneConfig
@@ -36,6 +37,8 @@ def faked(monkeypatch: pytest.MonkeyPatch, *, memory: int | None) -> None:
     monkeypatch.setattr(module, "require_processes", lambda kind, threads, count: None)
     monkeypatch.setattr(module, "device_memory", lambda kind, threads: memory)
     monkeypatch.setattr(module, "_on_a_device", lambda *arguments: UpdateSeconds(1.0, 2.0))
+    monkeypatch.setattr(module, "free_resources", lambda: {"10.0.0.1": {"CPU": 1.0}})
+    monkeypatch.setattr(module, "startable_types", lambda process: ["large", "small"])
 
 
 def test_packs_memory_and_time_add_up(monkeypatch: pytest.MonkeyPatch, source: FeatureSource) -> None:
@@ -90,6 +93,24 @@ def test_workers_share_a_batch(monkeypatch: pytest.MonkeyPatch, source: FeatureS
     assert shared["device_seconds"] == pytest.approx(4 * alone["device_seconds"])
 
 
+def test_packs_are_placed_on_what_is_free(monkeypatch: pytest.MonkeyPatch, source: FeatureSource) -> None:
+    free = {"10.0.0.1": {"CPU": 3.0}, "10.0.0.2": {"CPU": 64.0, "GPU": 2.0}}
+    alone = place_packs(4, free, {"GPU": 1, "CPU": 1})
+    assert [place.nodes for place in alone] == [("10.0.0.2",), ("10.0.0.2",), (), ()]
+    shared = place_packs(3, {**free, "10.0.0.2": {"CPU": 2.0}}, {"CPU": 1}, workers=2)
+    assert [place.nodes for place in shared] == [("10.0.0.1",) * 2, ("10.0.0.1", "10.0.0.2"), ()]
+    faked(monkeypatch, memory=10**9)
+    found = dry_run(GRID, source)
+    assert [pack["nodes"] for pack in found.payload["packs"]] == [["10.0.0.1"], []]
+    assert found.payload["device_hours"] == found.payload["device_seconds"] / 3600
+    assert "pack-0000: starts on 10.0.0.1\n  pack-0001: waits for a node of type large or small\n" in found.text
+    monkeypatch.setattr(module, "startable_types", lambda process: [])
+    monkeypatch.setattr(module, "free_resources", lambda: {"10.0.0.1": {"CPU": 8.0}})
+    text = dry_run(replace(GRID, temperatures=(5.0,), num_samples=(1,)), source, workers=4).text
+    assert "pack-0000: starts on 10.0.0.1 (4 workers)" in text
+    assert "waits until another pack has ended" in dry_run(GRID, source, workers=8).text
+
+
 class Corpus(CorpusSource):
     """A corpus whose clips nobody reads."""
 
@@ -125,3 +146,5 @@ def test_a_dry_run_measures_and_writes_nothing(ray_session: None, source: Featur
     assert all(0 < pack["epoch_seconds"] < 60 for pack in facts["packs"])
     assert facts["usable_bytes"] < facts["available_bytes"]
     assert "8 points in 2 packs, on 2 cpu devices" in found.text
+    (address,) = {address for pack in facts["packs"] for address in pack["nodes"]}
+    assert f"starts on {address}" in found.text

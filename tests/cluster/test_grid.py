@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import ray.train
 
-from cluster import devices, engines, found_loop, grid
+from cluster import devices, engines, engines_train, found_loop, grid, packing
 from cluster.attempts import read_failure, write_packs
 from cluster.controls import GRID, grid_jobs
+from cluster.driving import Driver
+from cluster.engines_train import WorkerGroup
 from cluster.evaluation import score_clips
 from cluster.features import FeatureSource, open_features
 from cluster.found_loop import read_network
 from cluster.grid import read_grid, run_grids, run_single
+from cluster.limits import RunLimits
+from cluster.liveness import read_driver
 from cluster.runs import read_config
 from cluster.search_loop import search_pack
 from cluster.settings import GridConfig, SearchSettings, config_from_dict
+from cluster.stopping import Stop
 from data_prep.storage import InputError
+from jobs import cli
+from jobs.grid import outcome
 from stgs.config import FoundConfig, SearchConfig
 from stgs.genotype import count_parameters, genotype_from_json
 from stgs.search_space import SearchSpace
@@ -34,8 +43,11 @@ from tests.planted import make_features
 
 SETTINGS = SearchSettings(channels=8, search=SearchConfig(epochs=3, batch_size=32))
 CONFIG = GridConfig(temperatures=(5.0, 10.0), num_samples=(5, 10), pack=2, settings=SETTINGS)
+FEWER = replace(CONFIG, temperatures=(5.0,))
 VOLATILE = ("seconds", "device_seconds", "curves")
 KILL_TIMEOUT_S = 120
+# On a machine that does much else.
+STOP_TIMEOUT_S = 40
 
 
 @pytest.fixture(scope="module")
@@ -50,169 +62,185 @@ def stable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.ray
 @pytest.mark.timeout(150)
-def test_grid_searches_every_point_and_twice_the_same(ray_session: None, tmp_path: Path, source: FeatureSource) -> None:
-    runs = [str(tmp_path / name) for name in ("one", "two")]
-    results = run_grids(dict.fromkeys(runs, CONFIG), source, resume=False, progress=False)
-    rows = results[runs[0]].rows
+def test_a_grid_that_was_given_more_points_equals_one_that_had_them(
+    ray_session: None, tmp_path: Path, source: FeatureSource
+) -> None:
+    whole, run = str(tmp_path / "whole"), str(tmp_path / "grown")
+    # Side by side: what they do not share are packs.
+    first = run_grids({whole: CONFIG, run: FEWER}, source, resume=False, progress=False)
+    rows = first[whole].rows
     assert [(row["temperature"], row["num_samples"]) for row in rows] == [(5, 5), (5, 10), (10, 5), (10, 10)]
-    assert results[runs[0]].failed == {}
-    assert stable(rows) == stable(results[runs[1]].rows)
-    assert stable(read_grid(runs[0])) == stable(rows)
+    assert (first[whole].failed, first[whole].stop) == ({}, None)
+    assert stable(first[run].rows) == stable(rows[:2])
+    untouched = (tmp_path / "grown" / "packs" / "pack-0000" / "pack.json").stat().st_mtime_ns
+    # In the order of the run, whatever the order in which they are named.
+    named = replace(CONFIG, temperatures=(10.0, 5.0))
+    grown = run_grids({run: named}, source, resume=True, progress=False)[run]
+    assert stable(grown.rows) == stable(rows) == stable(read_grid(run))
+    assert read_config(run)["temperatures"] == [5.0, 10.0]
+    assert (tmp_path / "grown" / "packs" / "pack-0000" / "pack.json").stat().st_mtime_ns == untouched
     for row in rows:
-        genotype = json.loads((tmp_path / "one" / "points" / row["id"] / "genotype.json").read_text())
+        genotype = json.loads((tmp_path / "grown" / "points" / row["id"] / "genotype.json").read_text())
         assert genotype == json.loads(row["genotype"])
         assert list(genotype["features"]) == list(source.features)
 
-    again = run_grids({runs[0]: CONFIG}, source, resume=True, progress=False)[runs[0]]
+    again = run_grids({run: CONFIG}, source, resume=True, progress=False)[run]
     assert stable(again.rows) == stable(rows)
-    attempts = list((tmp_path / "one" / "packs").glob("*/attempts/*"))
+    attempts = list((tmp_path / "grown" / "packs").glob("*/attempts/*"))
     assert len(attempts) == 2, "a resume of a finished grid starts no attempt"
+    driver = read_driver(run)
+    assert driver is not None
+    assert (driver["ended"], driver["generation"]) == ("complete", 3)
+    assert driver["device_seconds"] > sum(row["device_seconds"] for row in rows)
 
     with pytest.raises(InputError, match="stands already; continue it with --resume"):
-        run_grids({runs[0]: CONFIG}, source, resume=False)
+        run_grids({run: CONFIG}, source, resume=False)
     other = replace(CONFIG, num_samples=(5, 20))
-    with pytest.raises(InputError, match=r"was begun with num_samples \[5, 10\], not \[5, 20\]"):
-        run_grids({runs[0]: other}, source, resume=True)
+    with pytest.raises(InputError, match=r"was begun with num_samples \[5, 10\], not \[5, 20\], which lacks 10; name"):
+        run_grids({run: other}, source, resume=True)
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(120)
-def test_a_failing_point_is_recorded_and_the_others_stand(
+@pytest.mark.timeout(150)
+def test_a_grid_ends_orderly_at_its_limits_and_where_others_work(
+    ray_session: None, tmp_path: Path, source: FeatureSource
+) -> None:
+    run = str(tmp_path / "run")
+    # More packs than devices, so that some wait when the budget is spent.
+    config = replace(CONFIG, pack=1, settings=replace(SETTINGS, search=SearchConfig(epochs=2000, batch_size=32)))
+
+    def search(resume: bool, **limits: Any) -> grid.GridResult:
+        return run_grids({run: config}, source, resume=resume, progress=False, limits=RunLimits(**limits))[run]
+
+    budget = 8 / 3600
+    result = search(False, device_hours=budget)
+    assert result.stop is not None
+    assert (result.stop.reason, result.unfinished) == ("the budget of 0.00222222 device hours is spent", 4)
+    assert result.stopped() == (
+        f"stopped early: {result.stop.reason}; 0 of 4 points have a result, go on with --resume and a larger "
+        "--device-hours."
+    )
+    attempts = sorted((tmp_path / "run" / "packs").glob("*/attempts/*"))
+    assert len(attempts) == 2
+    for attempt in attempts:
+        beat = json.loads((attempt / "heartbeat.json").read_text())
+        assert (beat["ended"], beat["reason"]) == ("stopped", result.stop.reason)
+        assert beat["update"] == 0 or (attempt / f"state-{beat['update']}.pt").exists()
+    driver = read_driver(run)
+    assert driver is not None
+    assert (driver["ended"], driver["device_hours"]) == ("stopped", budget)
+
+    # What is spent is spent, and what has passed has passed: nothing is begun.
+    assert search(True, device_hours=budget).stop == result.stop
+    late = search(True, deadline="2000-01-01T00:00Z").stop
+    assert late is not None
+    assert late.reason == "the deadline 2000-01-01 00:00 UTC has passed"
+    assert sorted((tmp_path / "run" / "packs").glob("*/attempts/*")) == attempts
+
+    other = {**driver, "host": "elsewhere", "time": time.time(), "ended": None, "generation": 7}
+    (tmp_path / "run" / "driver.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"is being worked on by process .* of elsewhere .* take over with --takeover"):
+        search(True, deadline="2000-01-01T00:00Z")
+    assert search(True, deadline="2000-01-01T00:00Z", takeover=True).stop == late
+    taken = read_driver(run)
+    assert taken is not None
+    assert (taken["generation"], taken["ended"]) == (8, "stopped")
+
+
+class Deadly:
+    """Clips whose reader dies."""
+
+    def only(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(150)
+def test_a_pack_that_kills_its_process_fails_and_the_others_stand(
     ray_session: None, tmp_path: Path, source: FeatureSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.engines.TRIAL_FAILURES", 0)
-    attempts = tmp_path / "run" / "packs" / "pack-0000" / "attempts"
-    attempts.parent.mkdir(parents=True)
-    attempts.write_text("a file where the first pack's attempts should be")
-    config = replace(CONFIG, num_samples=(5,), pack=1)
-    result = run_grids({str(tmp_path / "run"): config}, source, resume=False, progress=False)[str(tmp_path / "run")]
-    first, second = config.points()
-    assert [row["id"] for row in result.rows] == [second.id]
-    assert "cannot be a directory" in result.failed[first.id]
-    assert (tmp_path / "run" / "points" / first.id / "failed.json").is_file()
+    search = engines.run_trial
 
-    attempts.unlink()
-    mended = run_grids({str(tmp_path / "run"): config}, source, resume=True, progress=False)[str(tmp_path / "run")]
+    def trial(config: dict[str, Any], *, trials: Any, train: Any, dev: Any, board: Any) -> None:
+        chosen = trials[config["trial"]]
+        search(chosen, deadly if chosen[1].name == "pack-0000" else train, dev, board)
+
+    deadly: Any = Deadly()
+    config = replace(CONFIG, num_samples=(5,), pack=1)
+    first, second = config.points()
+    run = str(tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(engines, "_trial", trial)
+        result = run_grids({run: config}, source, resume=False, progress=False)[run]
+    assert [row["id"] for row in result.rows] == [second.id]
+    assert result.failed == {
+        first.id: "3 attempts in a row ended without finishing an epoch; see packs/pack-0000/attempts/2/log.txt"
+    }
+    assert (tmp_path / "run" / "points" / first.id / "failed.json").is_file()
+    assert outcome(run, result, 1.0).exit_code == cli.PARTLY
+
+    mended = run_grids({run: config}, source, resume=True, progress=False)[run]
     assert mended.failed == {}
     assert [row["id"] for row in mended.rows] == [first.id, second.id]
 
 
 def grid_command(features: str, manifest: str, out: Path, *more: str) -> list[str]:
-    settings = ("--channels", "8", "--epochs", "4", "--batch-size", "16", "--pack", "2", "--num-cpus", "1")
-    axes = ("--temperatures", "10", "--num-samples", "5", "10", "--dropout", "0.1", "0.2")
+    settings = ("--channels", "8", "--epochs", "20", "--batch-size", "4", "--pack", "2", "--num-cpus", "1")
+    axes = ("--temperatures", "10", "--num-samples", "5", "10")
     return [
         sys.executable, "-m", "jobs.grid", features, "--manifest", manifest, "--out", str(out), *settings, *axes, *more
     ]  # fmt: skip
 
 
-@pytest.mark.ray
-@pytest.mark.timeout(240)
-def test_a_killed_grid_resumes_to_the_results_of_an_undisturbed_one(
-    ray_session: None, tmp_path: Path, source: FeatureSource, repository: Path
-) -> None:
-    run = tmp_path / "killed"
-    command = grid_command(source.uri, source.manifest_uri, run)
-    with (tmp_path / "first.log").open("wb") as log:
-        driver = subprocess.Popen(command, cwd=repository, stdout=log, stderr=log, start_new_session=True)
+def end_after_a_state(command: list[str], run: Path, attempt: int, signum: int, cwd: Path, log: Path) -> int:
+    """Start a driver, send it a signal once an attempt at the first pack has a state, and return its exit code."""
+    with log.open("wb") as output:
+        driver = subprocess.Popen(command, cwd=cwd, stdout=output, stderr=output, start_new_session=True)
         try:
             deadline = time.monotonic() + KILL_TIMEOUT_S
-            while not list(run.glob("packs/*/attempts/0/state-*.pt")):
-                assert driver.poll() is None, (tmp_path / "first.log").read_text()
+            while not list(run.glob(f"packs/pack-0000/attempts/{attempt}/state-*.pt")):
+                assert driver.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, "no state was written in time"
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     driver.wait(timeout=0.1)
+            # To the driver alone: its Ray processes notice that it is gone, as on a machine that stays.
+            driver.send_signal(signum)
+            return driver.wait(timeout=STOP_TIMEOUT_S)
         finally:
-            # The driver alone: its Ray processes notice that it is gone, as on a machine that stays.
-            driver.send_signal(signal.SIGKILL)
+            driver.kill()
             driver.wait()
-    assert not list(run.glob("points/*/result.json")), "the kill came in the middle of the grid"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_grid_that_was_stopped_and_killed_ends_as_an_undisturbed_one(
+    ray_session: None, tmp_path: Path, source: FeatureSource, repository: Path
+) -> None:
+    run = tmp_path / "disturbed"
+    command = grid_command(source.uri, source.manifest_uri, run)
+    log = tmp_path / "first.log"
+    assert end_after_a_state(command, run, 0, signal.SIGTERM, repository, log) == cli.STOPPED
+    assert "stopped early: SIGTERM; 0 of 2 points have a result, go on with --resume." in log.read_text()
+    attempt = run / "packs" / "pack-0000" / "attempts" / "0"
+    beat = json.loads((attempt / "heartbeat.json").read_text())
+    assert (beat["ended"], beat["reason"]) == ("stopped", "SIGTERM")
+    assert (attempt / f"state-{beat['update']}.pt").exists(), "saved where it was, not at an epoch's end"
+    assert not list(run.glob("points/*/result.json")), "the signal came in the middle of the grid"
+
+    resumed = [*command, "--resume"]
+    assert end_after_a_state(resumed, run, 1, signal.SIGKILL, repository, tmp_path / "second.log") == -signal.SIGKILL
+    where = f"continues at epoch {beat['epoch']}, update {beat['update']}"
     done = subprocess.run(
-        [*command, "--resume"], cwd=repository, capture_output=True, text=True, check=False, timeout=KILL_TIMEOUT_S
-    )
+        resumed, cwd=repository, capture_output=True, text=True, check=False, timeout=KILL_TIMEOUT_S
+    )  # without --takeover: what was killed on this machine is not live
     assert done.returncode == 0, done.stderr
-    log_text = (run / "packs" / "pack-0000" / "attempts" / "1" / "log.txt").read_text()
-    assert "continues at epoch" in log_text
+    logs = [(run / "packs" / "pack-0000" / "attempts" / number / "log.txt").read_text() for number in ("1", "2")]
+    assert where in logs[0]
+    assert "continues at epoch" in logs[1]
 
     config = config_from_dict(read_config(str(run)))
     undisturbed = run_grids({str(tmp_path / "whole"): config}, source, resume=False, progress=False)
     assert stable(read_grid(str(run))) == stable(undisturbed[str(tmp_path / "whole")].rows)
-
-
-@pytest.fixture
-def cluster_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int | None], list[SearchSpace]]:
-    """Gives the planner a cluster of so many devices, each with memory for so many points of 8 channels, and returns
-    the list of the spaces whose memory is then forecast.
-    """
-    forecasts: list[SearchSpace] = []
-
-    def give(devices: int, points: int | None) -> list[SearchSpace]:
-        def largest(space: SearchSpace, config: SearchConfig, *, most: int, **facts: Any) -> int:
-            # The box's own vectors, not those that some naming suggests.
-            assert facts.pop("vectors") == {"visual.pooled", "audio.pooled"}
-            assert facts == {"train_clips": 96, "dev_clips": 48, "memory_bytes": 1000, "device": "cpu"}
-            forecasts.append(space)
-            # A point's memory is taken to grow with its channels.
-            return min(most, int(points or 0) * 8 // space.channels)
-
-        monkeypatch.setattr(grid, "planned_devices", lambda kind, threads: devices)
-        monkeypatch.setattr(grid, "device_memory", lambda kind, threads: None if points is None else 1000)
-        monkeypatch.setattr(grid, "largest_population", largest)
-        return forecasts
-
-    return give
-
-
-def sizes(config: GridConfig, source: FeatureSource) -> list[int]:
-    packs = grid.plan_packs(config, replace(config.settings, device="cpu"), source)
-    assert [pack.name for pack in packs] == [f"pack-{index:04d}" for index in range(len(packs))]
-    assert [point for pack in packs for point in pack.points] == sorted(
-        config.points(), key=lambda point: (config.options().index(point.options), point.estimator != "stgs")
-    )
-    return [len(pack.points) for pack in packs]
-
-
-def test_packs_hold_points_of_one_estimator_and_one_set_of_options(source: FeatureSource) -> None:
-    several = replace(CONFIG, estimators=("stgs", "softmax"), axes={"dropout": (0.1, 0.2)}, pack=3)
-    assert sizes(several, source) == [3, 1] * 4
-    for pack in grid.plan_packs(several, SETTINGS, source):
-        assert len({(point.estimator, point.options) for point in pack.points}) == 1
-
-
-def test_packs_are_planned_for_devices_and_their_memory(
-    source: FeatureSource, cluster_of: Callable[[int, int | None], list[SearchSpace]]
-) -> None:
-    automatic = replace(CONFIG, pack="auto")
-    forecasts = cluster_of(1, None)
-    assert sizes(automatic, source) == [4]
-    assert sizes(replace(automatic, devices=3), source) == [2, 2], "ceil(4 / 3) points a pack"
-    cluster_of(2, None)
-    assert sizes(automatic, source) == [2, 2]
-    assert sizes(replace(automatic, devices=1), source) == [4], "--devices stands above what the cluster has"
-    cluster_of(1, 3)
-    assert sizes(automatic, source) == [3, 1]
-    cluster_of(8, 3)
-    assert sizes(automatic, source) == [1, 1, 1, 1]
-    cluster_of(1, 4)
-    assert sizes(replace(automatic, axes={"channels": (8, 16)}), source) == [4, 2, 2], "each pack's own space counts"
-    before = len(forecasts)
-    sizes(replace(automatic, axes={"channels": (8, 16), "learning_rate_max": (1e-3, 3e-3)}), source)
-    assert len(forecasts) - before == 2, "what needs the same memory is forecast once"
-
-
-def test_a_resume_with_more_devices_splits_automatic_packs(
-    tmp_path: Path, source: FeatureSource, monkeypatch: pytest.MonkeyPatch, cluster_of: Callable[[int, None], Any]
-) -> None:
-    monkeypatch.setattr(grid, "chosen_device", lambda wanted: "cpu")
-    cluster_of(1, None)
-    for pack, expected in (("auto", [2, 2]), (4, [4])):
-        run, config = str(tmp_path / str(pack)), replace(CONFIG, pack=pack)
-        first = grid._begin(run, config, source, resume=False)
-        assert [len(pack.points) for pack in first.packs] == [4]
-        # The number of devices is no part of what the run was begun with.
-        again = grid._begin(run, replace(config, devices=2), source, resume=True)
-        trials = again.trials(source)
-        assert [len(pack.points) for _, pack in trials] == expected
-        assert [point for _, pack in trials for point in pack.points] == config.points()
 
 
 def test_a_cluster_that_is_too_small_leaves_no_trace(
@@ -226,12 +254,30 @@ def test_a_cluster_that_is_too_small_leaves_no_trace(
     assert not (tmp_path / "run").exists()
 
 
+class Undriven(Driver):
+    """A driver without a board, in tests without Ray."""
+
+    def look(self) -> None:
+        """Nobody is asked."""
+
+
+@pytest.fixture
+def undriven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches are driven without Ray."""
+
+    @contextlib.contextmanager
+    def driving(runs: list[str], **limits: Any) -> Iterator[Driver]:
+        yield Undriven(None)
+
+    monkeypatch.setattr(grid, "driving", driving)
+
+
 def search_grid(out: str, config: GridConfig, source: FeatureSource, resume: bool = False) -> grid.GridResult:
     return run_grids({out: config}, source, resume=resume, progress=False)[out]
 
 
 def test_failures_are_forgotten_when_points_are_tried_again_and_not_before(
-    tmp_path: Path, source: FeatureSource, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: FeatureSource, undriven: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = {"CPU": 2}
     monkeypatch.setattr(devices, "_most", lambda resource, size: room.get(resource, 0) // size)
@@ -240,7 +286,7 @@ def test_failures_are_forgotten_when_points_are_tried_again_and_not_before(
     run = str(tmp_path / "run")
     seen: list[str | None] = []
 
-    def no_search(trials: Any, splits: Any, **_: Any) -> dict[Any, str]:
+    def no_search(trials: Any, splits: Any, driver: Any, **_: Any) -> dict[Any, str]:
         assert sorted(splits) == ["dev", "train"]
         seen.append(read_failure(run, first))
         return {(run, "pack-0000"): "no luck", (run, "pack-0001"): "nor here"}
@@ -254,13 +300,14 @@ def test_failures_are_forgotten_when_points_are_tried_again_and_not_before(
     room["CPU"] = 2
     search_grid(run, config, source, resume=True)
     assert seen == [None, None]
-    monkeypatch.setattr(grid, "search_with_tune", lambda trials, splits, **_: {(run, "pack-0000"): "no luck"})
-    with pytest.raises(KeyboardInterrupt):  # the second point was not reached
-        search_grid(run, config, source, resume=True)
+    monkeypatch.setattr(grid, "search_with_tune", lambda *_, **__: {(run, "pack-0000"): "no luck"})
+    ended = search_grid(run, config, source, resume=True)  # before the second point was reached
+    assert (ended.failed, ended.unfinished) == ({first: "no luck"}, 1)
+    assert ended.stop == Stop("run", "the search was ended from outside")
 
 
 def test_an_interrupted_search_is_no_result(
-    tmp_path: Path, source: FeatureSource, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, source: FeatureSource, undriven: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "_most", lambda resource, size: 2 // size if resource == "CPU" else 0)
     planned: list[SearchConfig] = []
@@ -269,12 +316,12 @@ def test_an_interrupted_search_is_no_result(
         planned.append(search)
         return 1
 
-    monkeypatch.setattr(grid, "device_memory", lambda kind, threads: 1000)
-    monkeypatch.setattr(grid, "largest_population", largest)
+    monkeypatch.setattr(packing, "device_memory", lambda kind, threads: 1000)
+    monkeypatch.setattr(packing, "largest_population", largest)
     one = replace(CONFIG, temperatures=(5.0,), num_samples=(5,), pack="auto")
-    monkeypatch.setattr(grid, "search_with_train", lambda trial, splits, **_: {})
-    with pytest.raises(KeyboardInterrupt):
-        run_single(str(tmp_path / "run"), one, source, workers=2, resume=False)
+    monkeypatch.setattr(grid, "search_with_train", lambda *_, **__: {})
+    result = run_single(str(tmp_path / "run"), one, source, workers=2, resume=False)
+    assert (result.rows, result.failed, result.unfinished) == ([], {}, 1)
     assert [search.batch_size for search in planned] == [16], "a worker holds its share of a batch"
 
 
@@ -287,47 +334,35 @@ def test_how_ray_train_ends_is_told(source: FeatureSource, monkeypatch: pytest.M
             self.worker_failures = {0: RuntimeError("no"), 1: InputError("part-0 was changed.")}
 
     class Trainer:
-        """Ends as TorchTrainer does when SIGINT reaches it, or when its workers failed."""
+        """Ends as TorchTrainer does when its controller is gone, or when its workers failed."""
 
-        end: BaseException = SystemExit(0)
+        end: BaseException = ray.exceptions.RayActorError()
 
         def __init__(self, *_: Any, **settings: Any) -> None:
             assert settings["scaling_config"].num_workers == 2
+            assert settings["run_config"].failure_config.max_failures == -1
 
         def fit(self) -> None:
             raise self.end
 
-    monkeypatch.setattr(engines, "TorchTrainer", Trainer)
+    monkeypatch.setattr(engines_train, "_Trainer", Trainer)
     one = replace(CONFIG, temperatures=(5.0,), num_samples=(5,))
     (pack,) = grid.plan_packs(one, SETTINGS, source)
-    job = replace(grid.pack_job("run", replace(SETTINGS, device="cpu"), source, pack), workers=2)
-    with pytest.raises(KeyboardInterrupt):
-        engines.search_with_train((job, pack), None, progress=False)
+    job = grid.pack_job("run", replace(SETTINGS, device="cpu"), source, pack)
+    arguments: Any = ((job, pack), None, Undriven(None), WorkerGroup(2, 2))
+    with pytest.raises(ray.exceptions.RayActorError):
+        engines_train.search_with_train(*arguments, progress=False)
     monkeypatch.setattr(Trainer, "end", Failed())
-    found = engines.search_with_train((job, pack), None, progress=False)
+    found = engines_train.search_with_train(*arguments, progress=False)
     assert found == {("run", pack.name): "part-0 was changed."}, "wrong input is one sentence"
 
 
-def test_a_storage_that_fails_stops_no_search(source: FeatureSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
-
-    def broken(run: str, pack: Any) -> None:
-        looks.append(run)
-        raise OSError("the storage does not answer")
-
-    monkeypatch.setattr(engines, "read_heartbeat", broken)
-    (pack, _) = grid.plan_packs(CONFIG, SETTINGS, source)
-    with engines._bar("grid", [(grid.pack_job("run", SETTINGS, source, pack), pack)], shown=False):
-        pass
-    assert looks
-
-
-def test_a_pack_is_searched_with_its_points_options(source: FeatureSource) -> None:
-    config = replace(CONFIG, axes={"channels": (8, 16), "learning_rate_max": (1e-3, 3e-3)})
-    packs = grid.plan_packs(config, SETTINGS, source)
-    jobs = [grid.pack_job("run", replace(SETTINGS, device="cpu"), source, pack) for pack in packs]
-    found = [(job.space.channels, job.config.weights.learning_rate_max) for job in jobs]
-    assert found == [(8, 1e-3), (8, 1e-3), (8, 3e-3), (8, 3e-3), (16, 1e-3), (16, 1e-3), (16, 3e-3), (16, 3e-3)]
+def test_workers_are_told_to_train_as_they_are_asked_for() -> None:
+    fixed, elastic = WorkerGroup(2, 2).scaling("cpu", 3), WorkerGroup(1, 4, 30.0).scaling("cuda", 3)
+    assert (fixed.num_workers, fixed.use_gpu, fixed.resources_per_worker) == (2, False, {"CPU": 3})
+    assert (elastic.num_workers, elastic.use_gpu, elastic.elastic_resize_monitor_interval_s) == ((1, 4), True, 30.0)
+    with pytest.raises(InputError, match=r"resize_seconds is 0.5, but it must be at least 1\."):
+        WorkerGroup(1, 2, 0.5)
 
 
 @pytest.mark.parametrize("settings", [{"preset": "released"}, {"length": 2, "feature_names": ("*.layer?",)}])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from cluster.search_loop import search_pack
 from cluster.settings import GridConfig, SearchSettings
 from data_prep import boxes, storage
 from data_prep.storage import InputError
+from jobs import cli
 from stgs.backbones import BackboneConfig, FeatureExtractor
 from stgs.config import SearchConfig
 from tests.planted import make_features
@@ -94,6 +99,35 @@ def test_backbones_are_trained_by_two_workers(ray_session: None, tmp_path: Path)
     trained = FeatureExtractor(BackboneConfig(visual="resnet18", audio="resnet18", **files))
     moved = {name: not torch.equal(p, dict(start.named_parameters())[name]) for name, p in trained.named_parameters()}
     assert all(moved.values()), [name for name, changed in moved.items() if not changed]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(150)
+def test_an_elastic_search_starts_with_what_is_there_and_stops_orderly(tmp_path: Path, repository: Path) -> None:
+    features, manifest = make_features(tmp_path / "planted")
+    run = tmp_path / "run"
+    words = "--workers 1:2 --resize-seconds 1 --num-cpus 1 --channels 8 --epochs 2000 --batch-size 32"
+    command = [sys.executable, "-m", "jobs.search", features, "--manifest", manifest, "--out", str(run), *words.split()]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        search = subprocess.Popen(command, cwd=repository, stdout=output, stderr=output, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 100
+            while not list(run.glob("packs/*/attempts/0/state-*.pt")):
+                assert search.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    search.wait(timeout=0.1)
+            search.send_signal(signal.SIGINT)
+            assert search.wait(timeout=40) == cli.STOPPED
+        finally:
+            search.kill()
+            search.wait()
+    assert "stopped early: SIGINT; 0 of 1 points have a result, go on with --resume." in log.read_text()
+    (attempt,) = run.glob("packs/*/attempts/*")
+    beat = json.loads((attempt / "heartbeat.json").read_text())
+    assert (beat["ended"], beat["world"]) == ("stopped", 1)
+    assert (attempt / f"state-{beat['update']}.pt").exists()
 
 
 def kill_the_first_worker(run: Path, stop: threading.Event) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.grid import GridResult
+from cluster.stopping import Stop
 from jobs import cli, grid, search
 from jobs.cli import Outcome, run_command
 from jobs.grid import GridJobConfig, outcome
@@ -102,8 +103,39 @@ def test_every_set_of_options_has_its_tables() -> None:
     assert "best on dev: point-3, AUC 0.875, 4,000 parameters" in text
 
 
+def test_a_grid_that_was_stopped_says_why_and_prints_what_it_has() -> None:
+    stop = Stop("run", "the deadline 2026-11-21 18:00 UTC has passed")
+    ended = outcome("run", GridResult("run", [row(0, "", 0.75)], {"point-1": "no luck"}, 2, stop), 1.0)
+    sentence = f"stopped early: {stop.reason}; 1 of 4 points have a result, go on with --resume."
+    assert ended.exit_code == cli.STOPPED
+    assert ended.text.startswith(sentence)
+    assert "best on dev: point-0, AUC 0.750" in ended.text
+    assert "failed: point-1: no luck" in ended.text
+    assert (ended.payload["stopped"], ended.payload["unfinished"]) == (stop.reason, 2)
+    none = outcome("run", GridResult("run", [], {}, 4, stop), 1.0)
+    assert none.exit_code == cli.STOPPED
+    assert none.text.startswith("stopped early: the deadline")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--workers 4:2", "workers is '4:2', but it must be a number from 1 on, or MIN:MAX such as 1:4."),
+        ("--workers 1:2 --resize-seconds 0.5", "resize_seconds is 0.5, but it must be at least 1."),
+        ("--deadline tomorrow", "deadline is 'tomorrow', but it must be a duration such as 90m, 8h or 2d"),
+        ("--device-hours 0", "device_hours is 0, but a budget must be above 0."),
+        ("--checkpoint-minutes 0", "checkpoint_minutes is 0, but it must be above 0."),
+    ],
+)
+def test_wrong_limits_are_one_sentence(words: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main([*PLACES, *words.split()]) == cli.WRONG_USE
+    assert sentence in capsys.readouterr().err
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize(("job", "axes"), [(search, "--num-samples 3"), (grid, "--num-samples 3 5 --pack 1")])
+@pytest.mark.parametrize(
+    ("job", "axes"), [(search, "--workers 1:9 --num-samples 3"), (grid, "--num-samples 3 5 --pack 1")]
+)
 def test_a_dry_run_writes_nothing(
     ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], job: ModuleType, axes: str
 ) -> None:
@@ -113,5 +145,6 @@ def test_a_dry_run_writes_nothing(
     assert job.main([features, *words, *axes.split()]) == cli.COMPLETE
     expected = json.loads(capsys.readouterr().out)
     assert len(expected["packs"]) == expected["points"]
+    assert expected["workers"] == 1, "the fewest: each then has the largest share"
     assert all(pack["device_bytes"] > 0 and pack["epoch_seconds"] > 0 for pack in expected["packs"])
     assert not out.exists()

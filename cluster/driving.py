@@ -1,0 +1,194 @@
+"""The driver's side of a command's searches: its one stop flag, who may raise it, and what a user sees meanwhile.
+
+Signals, a deadline, a budget, another driver and a trial's own trouble all end the work in the same way: the flag is
+raised, trials save and return, and the command says what is finished and how to go on (exit code 3).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from cluster.board import BoardFacts, Key, Limits, start_board
+from cluster.liveness import DriverSign, Facts, read_driver
+from cluster.shards import progress_bar
+from cluster.stopping import Stop
+from data_prep import storage
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Trials that have not returned so long after the flag was raised are ended; their last state stands.
+GRACE_SECONDS = 60.0
+_POLL_SECONDS = 0.5
+# A signal that reaches a driver twice, from its group and from its parent, is one.
+_SAME_SIGNAL_SECONDS = 1.0
+_READERS = 16
+
+
+@dataclass(slots=True)
+class Driver:
+    """This process's work on some runs.
+
+    board: the actor (`cluster.board.RunBoard`). stop: the flag. `facts` and `over` are kept up to date while the work
+    is watched: over is true once the flag is up and no trial that has begun is left, or the grace has passed.
+    """
+
+    board: Any
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
+    stop: Stop | None = None
+    facts: BoardFacts | None = None
+    over: bool = False
+    complete: bool = False
+    _stopped_at: float = 0.0
+    _signalled_at: float | None = None
+
+    def request(self, stop: Stop) -> None:
+        """Raise the flag; the first reason stays. May be called by a signal's handler."""
+        if self.stop is None:
+            self._stopped_at = time.monotonic()
+            self.stop = stop
+
+    def take_over(self, other: Facts) -> None:
+        """Another driver works on a run of ours: stop."""
+        self.request(Stop("run", f"taken over by process {other.get('pid')} of {other.get('host')}"))
+
+    def device_seconds(self) -> Mapping[str, float]:
+        """Of each run, all attempts counted, as far as is known."""
+        return {} if self.facts is None else self.facts.device_seconds
+
+    def failures(self) -> dict[Key, str]:
+        """Why trials could not search, of those that could not say so in the run directory."""
+        return {} if self.facts is None else dict(self.facts.failures)
+
+    def look(self) -> None:
+        """Ask the board, and tell it of the flag."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            self.facts = ray.get(self.board.facts.remote(self.stop), timeout=_POLL_SECONDS * 20)
+            if self.facts.stop is not None:
+                self.request(self.facts.stop)
+        if self.stop is not None:
+            late = time.monotonic() - self._stopped_at >= GRACE_SECONDS
+            self.over = late or (self.facts is not None and self.facts.stop is not None and not self.facts.running)
+
+    @contextlib.contextmanager
+    def watched(self, title: str, total: int, shown: bool) -> Iterator[None]:
+        """Meanwhile the board is looked at, and moves a progress bar of `total` epochs of points."""
+        done = threading.Event()
+        with progress_bar(title, total, "epoch", shown) as bar:
+
+            def show() -> None:
+                self.look()
+                if self.facts is not None and self.facts.dev_auc is not None:
+                    bar.set_postfix(dev_auc=f"{self.facts.dev_auc:.3f}", refresh=False)
+                if self.facts is not None:
+                    bar.update(max(self.facts.epochs - bar.n, 0))
+
+            def follow() -> None:
+                while not done.wait(_POLL_SECONDS):
+                    show()
+
+            thread = threading.Thread(target=follow, daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                done.set()
+                thread.join()
+                show()
+
+    @contextlib.contextmanager
+    def signals_taken(self) -> Iterator[None]:
+        """The first SIGTERM or SIGINT raises the flag meanwhile, a second one interrupts at once.
+
+        Only the main thread receives signals; elsewhere nothing changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def take(signum: int, frame: Any) -> None:
+            now = time.monotonic()
+            if self._signalled_at is not None and now - self._signalled_at >= _SAME_SIGNAL_SECONDS:
+                raise KeyboardInterrupt
+            self._signalled_at = self._signalled_at or now
+            self.request(Stop("run", signal.Signals(signum).name))
+
+        before = {signum: signal.signal(signum, take) for signum in SIGNALS}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def ending(self, error: BaseException | None) -> tuple[str, str | None]:
+        """How the work ended, for driver.json."""
+        if isinstance(error, KeyboardInterrupt):
+            return "stopped", "interrupted"
+        if error is not None:
+            return "failed", str(error) or type(error).__name__
+        if self.complete or self.stop is None:
+            return "complete", None
+        return "stopped", self.stop.reason
+
+
+@contextlib.contextmanager
+def driving(
+    runs: Sequence[str], *, deadline: float | None = None, device_hours: float | None = None
+) -> Iterator[Driver]:
+    """Drive the searches of `runs` (URIs), which stand already; needs `cluster.session.connect`.
+
+    deadline: Unix seconds. device_hours: budget of all runs together, what was spent before counted. A limit that is
+    reached already has raised the flag when the context is entered. Meanwhile driver.json of each run says that this
+    process works on it.
+    """
+    limits = Limits(deadline, device_hours, spent_seconds(runs))
+    driver = Driver(start_board(limits))
+    if reached := limits.reached(sum(limits.spent.values()), time.time()):
+        driver.request(reached)
+    sign = DriverSign(
+        runs,
+        driver.session,
+        driver.take_over,
+        progress=driver.device_seconds,
+        deadline=deadline,
+        device_hours=device_hours,
+    )
+    try:
+        with driver.signals_taken(), storage.patient(), sign.shown(driver.ending):
+            driver.look()
+            yield driver
+    finally:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(driver.board)
+
+
+def spent_seconds(runs: Sequence[str]) -> dict[str, float]:
+    """Device seconds that each run's attempts have taken so far, as their heartbeats say, or its last driver.
+
+    Neither knows all: a driver that was killed knew the last attempts not to their end, and an attempt counts from when
+    its clips were there.
+    """
+    spent = {}
+    for run in runs:
+        root = storage.join(run, "packs")
+        beats = [storage.join(root, path) for path in storage.list(root) if path.endswith("/heartbeat.json")]
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+            seconds = sum(readers.map(_attempt_seconds, beats))
+        spent[run] = max(seconds, float((read_driver(run) or {}).get("device_seconds", 0.0)))
+    return spent
+
+
+def _attempt_seconds(uri: str) -> float:
+    try:
+        return float(json.loads(storage.read(uri)).get("device_seconds", 0.0))
+    except FileNotFoundError:  # an attempt of which nothing is left
+        return 0.0

@@ -1,0 +1,188 @@
+"""The engine that runs one pack in several processes: Ray Train workers, whose number may change while they search."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ResizingState
+
+from cluster.board import Key
+from cluster.devices import process_resources
+from cluster.driving import Driver
+from cluster.engines import FOR_EVER, Failures, Splits, own_output
+from cluster.stopping import Stop
+from cluster.trials import Trial, run_worker
+from data_prep.storage import InputError
+
+_LOOK_SECONDS = 0.5
+# Workers that are about to be resized get so long to save where they are.
+_SAVE_SECONDS = 60.0
+_ABORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGroup:
+    """fewest, most: workers that share every batch. resize_s: seconds between two looks for machines that came or
+    went, where the two numbers differ.
+    """
+
+    fewest: int = 1
+    most: int = 1
+    resize_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.resize_s < 1:
+            raise InputError(f"resize_seconds is {self.resize_s:g}, but it must be at least 1.")
+
+    def scaling(self, kind: str, threads: int) -> ray.train.ScalingConfig:
+        """As Train says it. kind: `cpu` or `cuda`."""
+        settings: dict[str, Any] = {"num_workers": self.most}
+        if self.fewest < self.most:
+            settings = {"num_workers": (self.fewest, self.most), "elastic_resize_monitor_interval_s": self.resize_s}
+        return ray.train.ScalingConfig(
+            use_gpu=kind == "cuda", resources_per_worker=process_resources(kind, threads), **settings
+        )
+
+
+class _Trainer(TorchTrainer):
+    """Hands out its controller instead of taking SIGINT, so that the driver decides when to give up waiting."""
+
+    def __init__(self, *arguments: Any, started: Callable[[Any], None], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._started = started
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._started(controller)
+
+
+class _SaveBeforeResize(ControllerCallback):
+    """Lets the workers save where they are before Train ends them to start another number of them."""
+
+    def __init__(self, board: Any, key: Key) -> None:
+        self._board, self._key = board, key
+        self._at_work = False
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Called by Train's controller, in its own process, whenever its state changes."""
+        self._at_work = isinstance(previous_state, ResizingState)
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Called before every start of workers: of the first ones, of others in the place of dead ones, and of another
+        number of them, while the former ones are at work.
+        """
+        if not self._at_work:
+            return
+        stop = Stop("node", f"the search goes on with {resize_decision.num_workers} workers")
+        deadline = time.monotonic() + _SAVE_SECONDS
+        try:
+            running = ray.get(self._board.recall.remote(self._key, stop))
+            while running and time.monotonic() < deadline:
+                time.sleep(_LOOK_SECONDS / 5)
+                running = ray.get(self._board.recall.remote(self._key, stop))
+        except ray.exceptions.RayError:  # without the board the newest state has to do
+            return
+
+
+class _Abort:
+    """A context in which Train's controller is ended once the driver's work is over: it would wait for machines, or for
+    workers that do not return, for ever.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._controller: Any = None
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self.done = False
+
+    def watch(self, controller: Any) -> None:
+        """Called with the controller once it runs."""
+        self._controller = controller
+
+    def __enter__(self) -> _Abort:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._left.wait(_LOOK_SECONDS):
+            if self._driver.over and self._controller is not None:
+                self.done = True
+                self._controller.abort.remote()
+                # It hears nothing while it waits for a worker's place.
+                if not self._left.wait(_ABORT_SECONDS):
+                    ray.kill(self._controller)
+                return
+
+
+def search_with_train(
+    trial: Trial, splits: Splits | None, driver: Driver, group: WorkerGroup, *, progress: bool
+) -> Failures:
+    """Search one pack in Ray Train workers, which share every batch. Returns why it failed, if it did.
+
+    splits: `train` and `dev`; None where the search reads the clips while it runs. Where a worker dies, the whole group
+    starts again, from the newest state. Ends early, and orderly, with the driver's flag.
+    """
+    job, pack = trial
+    data = None if splits is None else ray.put(splits)
+    callbacks: list[Any] = [_SaveBeforeResize(driver.board, (job.run, pack.name))]
+    with (
+        tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch,
+        driver.watched("search", job.config.epochs * len(pack.points), progress),
+        own_output(),
+        _Abort(driver) as abort,
+    ):
+        trainer = _Trainer(
+            _train_worker,
+            # A reference inside a list reaches the worker as a reference, so the data stay in the object store.
+            train_loop_config={"trial": trial, "data": [data], "board": driver.board},
+            scaling_config=group.scaling(job.device, job.threads),
+            torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
+            run_config=ray.train.RunConfig(
+                name="search",
+                storage_path=scratch,
+                failure_config=ray.train.FailureConfig(max_failures=FOR_EVER),
+                callbacks=callbacks,
+            ),
+            started=abort.watch,
+        )
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            return {(job.run, pack.name): _reason(error)}
+        except ray.exceptions.RayActorError:
+            if not abort.done:
+                raise
+    return driver.failures()
+
+
+def _reason(error: Exception) -> str:
+    """Why Train's workers failed: the sentence of wrong input, where one found some, else all that Train says."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return next((str(failure) for failure in failures if isinstance(failure, InputError)), str(error))
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    trial: Trial = config["trial"]
+    if trial[0].device == "cuda":
+        # Workers of one node see each other's GPUs; this is the one that is meant by `cuda`.
+        torch.cuda.set_device(ray.train.torch.get_device())
+    reference = config["data"][0]
+    splits = {} if reference is None else ray.get(reference)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    # Nothing is reported to Train: ray.train.report would hold every epoch up for up to two seconds.
+    run_worker(trial, splits.get("train"), splits.get("dev"), config["board"], rank, world)

@@ -1,0 +1,152 @@
+"""How the points of a grid are cut into packs, and what searching a pack needs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cluster.attempts import INDEX_NAME, Pack, Point, pack_uri
+from cluster.devices import device_memory, planned_devices
+from cluster.features import FeatureSource
+from cluster.search_loop import PackJob
+from cluster.settings import AUTO, GridConfig, Options, SearchSettings, config_from_dict, named_settings, settings_of
+from data_prep import storage
+from data_prep.storage import InputError
+from stgs.forecast import largest_population
+
+# Settings of a search, beside its space, that its memory depends on.
+_MEMORY_SETTINGS = ("batch_size", "clip_norm", "dropout", "attention_dropout")
+_PACK_NUMBER = re.compile(r"pack-(\d+)")
+# Settings of a grid that a resume may give more values than the run was begun with.
+GROWING = ("temperatures", "num_samples", "estimators", "seeds", "axes")
+
+
+def pack_job(run: str, settings: SearchSettings, source: FeatureSource, pack: Pack, session: str = "") -> PackJob:
+    """The job of a pack: the run's settings with the options that the pack's points share.
+
+    session: of the driver that has it searched.
+    """
+    settings = settings_of(settings, pack.points[0].options)
+    return PackJob(
+        run=run,
+        space=settings.space(source),
+        config=settings.search,
+        device=settings.device,
+        threads=settings.threads,
+        checkpoint_epochs=settings.checkpoint_epochs,
+        checkpoint_minutes=settings.checkpoint_minutes,
+        finetune=source.finetune,
+        session=session,
+    )
+
+
+def devices_for(config: GridConfig, settings: SearchSettings) -> int:
+    """Devices that packs are planned for."""
+    return config.devices or planned_devices(settings.device, settings.threads)
+
+
+def plan_packs(
+    config: GridConfig,
+    settings: SearchSettings,
+    source: FeatureSource,
+    workers: int = 1,
+    standing: Sequence[Pack] = (),
+) -> list[Pack]:
+    """Points of one estimator and the same options (a population has one of each), cut into packs of equal size, as far
+    as they go.
+
+    settings: with the device that was chosen; its memory bounds an automatic size. workers: processes that share each
+    batch. standing: packs that the run has; what they hold is left out.
+    """
+    there = {point.id for pack in standing for point in pack.points}
+    points = [point for point in config.points() if point.id not in there]
+    groups: dict[tuple[str, Options], list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.estimator, point.options), []).append(point)
+    devices = devices_for(config, settings) if config.pack == AUTO else 1
+    share = math.ceil(len(points) / devices)
+    first = max((int(match[1]) + 1 for pack in standing if (match := _PACK_NUMBER.match(pack.name))), default=0)
+    packs: list[Pack] = []
+    # A forecast takes seconds, and many options change nothing about the memory.
+    fitting: dict[str, int] = {}
+    for (_, options), own in groups.items():
+        size = config.pack
+        if size == AUTO:
+            group, most = settings_of(settings, options), min(share, len(own))
+            facts = [getattr(group.search, name) for name in _MEMORY_SETTINGS]
+            key = repr((group.space(source), facts, most))
+            size = fitting[key] = fitting.get(key) or _fitting(group, source, most, workers)
+        for start in range(0, len(own), size):
+            packs.append(Pack(f"pack-{first + len(packs):04d}", tuple(own[start : start + size])))
+    return packs
+
+
+def _fitting(settings: SearchSettings, source: FeatureSource, most: int, workers: int) -> int:
+    """How many points, up to `most`, a device's memory holds; `most` where nothing tells how much it has, or where the
+    search keeps no features in memory.
+    """
+    memory = device_memory(settings.device, settings.threads)
+    if memory is None or source.finetune is not None:
+        return most
+    return largest_population(
+        settings.space(source),
+        replace(settings.search, batch_size=source.largest_share(settings.search, workers)),
+        most=most,
+        train_clips=source.manifest_clips("train"),
+        dev_clips=source.manifest_clips("dev"),
+        memory_bytes=memory,
+        device=settings.device,
+        vectors=source.vectors(),
+    )
+
+
+def grown(config: GridConfig, standing: Mapping[str, Any], run: str) -> GridConfig:
+    """`config` with the values of the run's axes first and in the run's order, and new ones behind them.
+
+    standing: the run's settings, as its config.yaml holds them. The points of the run keep their names and their
+    settings. Raises InputError where a value of the run is missing, or where the run has no such axis: its points are
+    named without it.
+    """
+    own = config_from_dict(standing)
+    settings = dict(named_settings(config.settings))
+    values: dict[str, Any] = {
+        name: _joined(name, getattr(own, name), getattr(config, name), run) for name in GROWING[:-1]
+    }
+    axes = {}
+    for name, there in own.axes.items():
+        given = config.axes.get(name) or (settings[name],)
+        axes[name] = _joined(name, there, given, run)
+    new = [name for name in config.axes if name not in own.axes]
+    if new:
+        value = dict(named_settings(own.settings))[new[0]]
+        raise InputError(
+            f"{run} was begun with one {new[0]} ({value!r}), so its points are named without it; search several values "
+            "of it into another --out."
+        )
+    return replace(config, **values, axes=axes)
+
+
+def _joined(name: str, there: Sequence[Any], given: Sequence[Any], run: str) -> tuple[Any, ...]:
+    missing = [value for value in there if value not in given]
+    if missing:
+        raise InputError(
+            f"{run} was begun with {name} {list(there)}, not {list(given)}, which lacks {missing[0]!r}; name all "
+            "values of the run, with new ones beside them, or give another --out."
+        )
+    return (*there, *(value for value in given if value not in there))
+
+
+def add_packs(run: str, standing: Sequence[Pack], planned: Sequence[Pack]) -> list[Pack]:
+    """Give a run more packs; those that it has stay as they are. Returns all.
+
+    The index comes last: a run killed before has its former packs, and a resume plans the others anew.
+    """
+    for pack in planned:
+        storage.write(storage.join(pack_uri(run, pack.name), "pack.json"), pack.to_json())
+    packs = [*standing, *planned]
+    storage.write(storage.join(run, "packs", INDEX_NAME), json.dumps([pack.name for pack in packs]).encode())
+    return packs

@@ -1,0 +1,126 @@
+"""Who works on a run: signs of life, refusals, and two drivers of one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import liveness
+from cluster.liveness import DriverSign, is_live, read_driver, require_idle
+from data_prep import storage
+from data_prep.storage import InputError, UnreachableError
+
+ELSEWHERE = {"time": 1000.0, "host": "elsewhere", "pid": 7, "session": "a", "generation": 1, "ended": None}
+PATIENCE_S = 20
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition, which comes soon."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_driver_is_live_while_its_sign_is_fresh_and_its_process_is_there() -> None:
+    assert is_live(ELSEWHERE, now=1059.0)
+    assert not is_live(ELSEWHERE, now=1060.0)
+    assert not is_live({**ELSEWHERE, "ended": "stopped"}, now=1000.0)
+    here = {**ELSEWHERE, "host": socket.gethostname(), "pid": os.getpid()}
+    assert is_live(here, now=1001.0)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert not is_live({**here, "pid": gone.pid}, now=1001.0), "killed on this machine, it cannot come back"
+
+
+def test_a_run_that_is_worked_on_is_refused(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    require_idle(run, takeover=False)
+    (tmp_path / "driver.json").write_text(json.dumps(ELSEWHERE))
+    with pytest.raises(InputError) as refused:
+        require_idle(run, takeover=False, now=1012.0)
+    assert str(refused.value) == (
+        f"{run} is being worked on by process 7 of elsewhere (last sign 12 s ago); wait, stop it, or take over with "
+        "--takeover."
+    )
+    require_idle(run, takeover=True, now=1012.0)
+    require_idle(run, takeover=False, now=1100.0)
+    (tmp_path / "driver.json").write_text("{")
+    assert read_driver(run) is None
+
+
+def sign(run: Path, session: str, taken: list[Any]) -> DriverSign:
+    return DriverSign([str(run)], session, taken.append, progress=lambda: {str(run): 2.5}, device_hours=3.0)
+
+
+def done(error: BaseException | None) -> tuple[str, str | None]:
+    return ("complete", None) if error is None else ("failed", str(error))
+
+
+def test_the_later_of_two_drivers_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "BEAT_SECONDS", 0.01)
+    monkeypatch.setenv("STGS_SUBMISSION", "grid-3")
+    first: list[Any] = []
+    second: list[Any] = []
+    # The name of a session decides nothing here.
+    with sign(tmp_path, "z", first).shown(done):
+        facts = read_driver(str(tmp_path))
+        assert facts is not None
+        assert facts["submission"] == "grid-3"
+        assert (facts["device_seconds"], facts["device_hours"], facts["ended"]) == (2.5, 3.0, None)
+        with sign(tmp_path, "b", second).shown(done):
+            until(lambda: first)
+            assert (first[0]["session"], first[0]["pid"]) == ("b", os.getpid())
+    ended = read_driver(str(tmp_path))
+    assert ended is not None
+    # The first one, which ended last, left the file of the second as it was.
+    assert (ended["session"], ended["ended"], len(first), second) == ("b", "complete", 1, [])
+
+
+def test_of_two_that_begin_at_once_one_stays(tmp_path: Path) -> None:
+    taken: dict[str, list[Any]] = {"a": [], "b": []}
+    signs = {name: sign(tmp_path, name, taken[name]) for name in taken}
+    for one in signs.values():
+        one._generations[str(tmp_path)] = 1
+        one._write(str(tmp_path))
+    for name in ("a", "b", "a", "b"):
+        signs[name]._renew(str(tmp_path))
+    assert (len(taken["a"]), len(taken["b"])) == (1, 0)
+
+
+def test_a_storage_that_does_not_answer_stops_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(liveness, "BEAT_SECONDS", 0.01)
+    silent = threading.Event()
+    refused = []
+    write = storage.write
+
+    def maybe(uri: str, data: bytes) -> str:
+        if silent.is_set():
+            refused.append(uri)
+            raise UnreachableError("no answer")
+        return write(uri, data)
+
+    monkeypatch.setattr(storage, "write", maybe)
+
+    def work() -> None:
+        with sign(tmp_path, "a", []).shown(done):
+            silent.set()
+            until(lambda: len(refused) > 1)
+            silent.clear()
+            raise ValueError("the work's own")
+
+    with pytest.raises(ValueError, match="the work's own"):
+        work()
+    facts = read_driver(str(tmp_path))
+    assert facts is not None
+    assert (facts["ended"], facts["reason"]) == ("failed", "the work's own")

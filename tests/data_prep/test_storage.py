@@ -1,5 +1,6 @@
 """What holds for objects wherever they are (`place` is a local folder and a prefix on S3), and for local files."""
 
+import errno
 import hashlib
 import os
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import storage
-from data_prep.storage import InputError
+from data_prep.storage import InputError, NoSpaceError, UnreachableError
 from tests.s3 import s3_bucket
 
 
@@ -188,3 +189,60 @@ def test_join_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert storage.absolute("s3://bucket/run") == "s3://bucket/run"
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("run/") == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("step", ["makedirs", "fsync", "replace", "link"])
+def test_a_full_disk_is_told_and_keeps_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: str
+) -> None:
+    uri = str(tmp_path / "object")
+    use = storage.create if step == "link" else storage.write
+    if step != "link":
+        storage.write(uri, b"old")
+    before = os.listdir(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, full)
+        with pytest.raises(NoSpaceError, match=r"object cannot be written, the disk .*; free some space, then run it"):
+            use(uri, b"new")
+    assert os.listdir(tmp_path) == before
+    use(uri, b"new")
+    assert storage.read(uri) == b"new"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_disk_that_does_not_answer_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    uri = str(tmp_path / "object")
+    storage.write(uri, b"x")
+
+    def silent(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    for step in ("stat", "scandir", "fsync", "replace", "link", "unlink"):
+        monkeypatch.setattr(os, step, silent)
+    monkeypatch.setattr("builtins.open", silent)
+    uses = [
+        lambda: storage.read(uri),
+        lambda: storage.reader(uri).__enter__(),
+        lambda: storage.exists(uri),
+        lambda: storage.list(str(tmp_path)),
+        lambda: storage.write(uri, b"y"),
+        lambda: storage.create(uri, b"y"),
+        lambda: storage.delete(uri),
+    ]
+    with storage.patient(0):
+        for use in uses:
+            with pytest.raises(UnreachableError, match=r"the disk does not answer \(.*\); check that it is mounted"):
+                use()
+
+
+def test_other_errors_of_the_disk_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        storage.read(str(tmp_path))
+    assert not storage.exists(str(tmp_path / ("n" * 300)))

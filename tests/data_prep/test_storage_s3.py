@@ -11,13 +11,19 @@ from typing import Any
 
 import aiohttp
 import boto3
-import fsspec
 import pytest
 from botocore.exceptions import ClientError
 
 from data_prep import storage
-from data_prep.storage import InputError, UnreachableError
-from tests.s3 import BUCKET, KEY, SECRET, fresh_connections, s3_bucket, set_credentials
+from data_prep.storage import InputError, NoSpaceError, UnreachableError
+from tests.s3 import BUCKET, KEY, SECRET, Proxy, fresh_connections, proxied, s3_bucket, set_credentials
+
+
+@pytest.fixture(autouse=True)
+def _once() -> Iterator[None]:
+    """What does not answer is asked once: the tests of patience are elsewhere."""
+    with storage.patient(0):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +103,7 @@ def test_what_others_write_is_seen_at_once(bucket: str) -> None:
 
 def test_a_large_object_is_read_as_it_was_at_one_moment(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # s3fs would fetch an object larger than a block in several requests, here 20 of them.
-    monkeypatch.setattr(fsspec.filesystem("s3", use_listings_cache=False), "default_block_size", 1000)
+    monkeypatch.setattr(storage._file_system(), "default_block_size", 1000)
     uri, done = storage.join(bucket, "object"), threading.Event()
     contents = [bytes([number]) * 20_000 for number in range(4)]
     storage.write(uri, contents[0])
@@ -119,7 +125,7 @@ def test_a_large_object_is_read_as_it_was_at_one_moment(bucket: str, monkeypatch
 def test_creation_is_tried_again_where_s3_asks_for_it(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # As S3 answers a conditional write that meets another one of the same object.
     answers = ["ConditionalRequestConflict", "ConditionalRequestConflict"]
-    system = fsspec.filesystem("s3", use_listings_cache=False)
+    system = storage._file_system(once=True)
     put = system.pipe_file
 
     def busy(*arguments: Any, **options: Any) -> Any:
@@ -165,7 +171,7 @@ def test_credentials_that_are_refused_are_no_fault_of_the_object(
         cause = ClientError({"Error": {"Code": code, "Message": f"not {KEY}"}}, "GetObject")
         raise PermissionError(f"not {KEY}") from cause
 
-    monkeypatch.setattr(fsspec.filesystem("s3", use_listings_cache=False), "cat_file", refuse)
+    monkeypatch.setattr(storage._file_system(), "cat_file", refuse)
     with pytest.raises(InputError, match=rf"S3 refuses the credentials \({code}\); correct the AWS_\*") as error:
         storage.read(storage.join(bucket, "a"))
     sentence(error)
@@ -178,6 +184,11 @@ def test_credentials_that_are_refused_are_no_fault_of_the_object(
         (PermissionError("no"), "403", InputError, r"S3 does not allow it \(403\); give these"),
         (OSError("no"), "SlowDown", UnreachableError, r"S3 cannot answer now \(SlowDown\); try again later"),
         (OSError("no"), "503", UnreachableError, r"S3 cannot answer now \(503\); try again later"),
+        (OSError("no"), "504", UnreachableError, r"S3 cannot answer now \(504\); try again later"),
+        (PermissionError("no"), "QuotaExceeded", NoSpaceError, r"the storage is full \(QuotaExceeded\); free some"),
+        (OSError("no"), "XMinioStorageFull", NoSpaceError, r"the storage is full \(XMinioStorageFull\); free some"),
+        (TimeoutError("no"), "", UnreachableError, "S3 does not answer; check the network"),
+        (ConnectionResetError("no"), "", UnreachableError, "S3 does not answer; check the network"),
         (aiohttp.ClientPayloadError("cut"), "", UnreachableError, "S3 does not answer; check the network"),
     ],
 )
@@ -187,7 +198,7 @@ def test_answers_that_are_not_about_the_object(
     def answer(*_: Any, **__: Any) -> Any:
         raise raised from ClientError({"Error": {"Code": code, "Message": "no"}}, "GetObject")
 
-    system = fsspec.filesystem("s3", use_listings_cache=False)
+    system = storage._file_system()
     monkeypatch.setattr(system, "cat_file", answer)
     monkeypatch.setattr(system, "open", answer)
     for use in ("read", "reader"):
@@ -216,6 +227,54 @@ def test_an_endpoint_that_does_not_answer_is_no_wrong_input(bucket: str, monkeyp
     with fresh_connections(), pytest.raises(UnreachableError, match=r"S3 does not answer") as error:
         storage.read(storage.join(bucket, "a"))
     sentence(error)
+
+
+class OutageClock:
+    """A clock that moves only while somebody sleeps; the wire is cut until it shows 60 s."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.now, self._proxy = 0.0, proxy
+        proxy.refuse()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        if self.now < 60 <= self.now + seconds:
+            self._proxy.accept()
+        self.now += seconds
+
+
+def test_an_outage_of_a_minute_is_waited_for(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that stand are cut, new ones refused; each use ends as on a quiet day."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # The clock is a fake, but botocore's pauses are not.
+    lines: list[str] = []
+    with proxied() as proxy:
+        storage.write(storage.join(bucket, "a"), b"x")
+        for use in ("read", "reader", "list", "write", "delete", "create"):
+            clock = OutageClock(proxy)
+            with storage.patient(300, clock=clock, sleep=clock.sleep, say=lines.append):
+                calls(storage.join(bucket, "a"))[use]()
+            assert 60 <= clock.now < 75
+    assert storage.read(storage.join(bucket, "a")) == b"x"
+    assert len(lines) == 12
+
+
+def test_a_creation_whose_answer_was_lost_has_succeeded(bucket: str) -> None:
+    """The request arrives, its answer does not: what was created is the creator's, and nobody else's."""
+    uri = storage.join(bucket, "claim")
+    with proxied() as proxy:
+        for number in range(3):
+            proxy.lose_answers(1)
+            with storage.patient(300, clock=lambda: 0.0, sleep=lambda _: None, say=lambda _: None):
+                if number == 0:
+                    storage.create(uri, b"mine")
+                else:
+                    with pytest.raises(FileExistsError):
+                        storage.create(uri, b"other")
+            with pytest.raises(FileExistsError):
+                storage.create(uri, b"mine")
+    assert storage.read(uri) == b"mine"
 
 
 @pytest.mark.parametrize("uri", ["s3://", f"s3://{BUCKET}", f"s3://{BUCKET}/"])

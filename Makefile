@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 LOCK_VENV := .venv-lock
 
-.PHONY: demo demo-seeds test lint bench bench-planted bench-grid lock clean
+.PHONY: demo demo-seeds test lint bench bench-planted bench-grid chaos scale lock clean
 
 $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -40,6 +40,16 @@ bench-planted: $(STAMP)
 # A grid on features of the paper's size: for a machine with a GPU.
 bench-grid: $(STAMP)
 	$(BIN)/python -m tests.bench.bench_grid
+
+# A grid under 50 kills, and a search whose workers come and go, against undisturbed ones; about 30 minutes.
+chaos: $(STAMP)
+	$(BIN)/python -m tests.cluster.chaos --kills 50
+	$(BIN)/python -m tests.cluster.chaos_elastic
+
+# What Ray costs a grid of 1,000 points on 20 nodes of this machine; and the tables of docs/scale.md.
+scale: $(STAMP)
+	$(BIN)/python -m tests.bench.bench_scale
+	$(BIN)/python -m tests.bench.scale_on_paper
 
 # A fresh resolve of pyproject.toml in an environment of its own. facenet-pytorch comes last and without its pins,
 # which no resolver can meet. Local versions (+cu128) are cut off: they name a build that not every index has.

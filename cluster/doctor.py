@@ -6,6 +6,7 @@ Ray: a machine whose torch is broken is one to be told about.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -16,13 +17,18 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 _GIBIBYTE = 2**30
-_TOOL_S = 60.0
+# NVIDIA's tool answers in seconds, or, where the driver hangs, never.
+_DRIVER_S = 15.0
+# What a node keeps of the seconds that it has for its answer while torch is asked, which may wait for the same driver.
+_KEPT_S = 20.0
+# For a killed process to end: one that waits inside a driver does not end before the driver answers.
+_KILL_S = 2.0
 # Ray writes no more to a file system that is fuller than this (its local_fs_capacity_threshold).
 _FULL_SHARE = 0.95
 _LEAST_FREE_BYTES = 5 * _GIBIBYTE
@@ -40,6 +46,7 @@ _OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 _TURING, _LAST_BEFORE_TURING = (7, 5), 580
 # NVIDIA on the PCI bus, and the classes of its devices that compute: display and 3D controllers.
 _NVIDIA, _GPU_CLASSES = "0x10de", ("0x0300", "0x0302")
+_HANGS = "the driver hangs: look for Xid in dmesg, and restart the machine"
 _TORCH_SCRIPT = (
     "import json, torch; print(json.dumps([torch.version.cuda, torch.cuda.get_arch_list(), torch.cuda.device_count()]))"
 )
@@ -79,8 +86,9 @@ class Facts:
 
     python, ray, torch: versions. driver: of NVIDIA. bus_gpus: NVIDIA's devices on the PCI bus, with or without a
     driver. torch_cuda: CUDA's version that torch was built with. architectures: torch.cuda.get_arch_list().
-    torch_gpus: devices that torch counts; the last three are asked only where there are GPUs. disk: where Ray's session
-    lies, and what it spills. shm: of /dev/shm.
+    torch_gpus: devices that torch counts; the last three are asked only where there are GPUs. silent: who was asked
+    (`nvidia-smi`, `torch`) and gave no answer in time. disk: where Ray's session lies, and what it spills. shm: of
+    /dev/shm.
     """
 
     python: str
@@ -92,6 +100,7 @@ class Facts:
     torch_cuda: str | None
     architectures: tuple[str, ...]
     torch_gpus: int | None
+    silent: tuple[str, ...] = ()
     disk: str
     disk_free: int
     disk_total: int
@@ -145,6 +154,9 @@ def _versions(facts: Facts, reference: Facts) -> Iterator[_Finding]:
 
 
 def _gpu_checks(facts: Facts, place: Place) -> Iterator[_Finding]:
+    if "nvidia-smi" in facts.silent:
+        yield "driver", "nvidia-smi gives no answer", _HANGS
+        return
     if not facts.gpus:
         wanted = max(place.ray_gpus, facts.bus_gpus)
         if wanted:
@@ -156,7 +168,9 @@ def _gpu_checks(facts: Facts, place: Place) -> Iterator[_Finding]:
     yield "driver", *_driver(facts)
     for name, capability in dict.fromkeys((gpu.name, gpu.capability) for gpu in facts.gpus):
         yield "GPU", *_capability(sum(gpu.name == name for gpu in facts.gpus), name, capability, facts)
-    if facts.torch_gpus is None:
+    if "torch" in facts.silent:
+        yield "CUDA", "torch gives no answer", _HANGS
+    elif facts.torch_gpus is None:
         yield "CUDA", "torch does not load", "install requirements.lock there, and look at: python -c 'import torch'"
     elif facts.torch_gpus < len(facts.gpus):
         way_out = "start the machine or its container anew, with a driver that is as new as its libraries"
@@ -241,14 +255,25 @@ def _size(count: int) -> str:
     return f"{count / _GIBIBYTE:,.1f} GiB"
 
 
-def collect(folder: str, *, on_node: bool = False) -> Facts:
-    """The facts of this machine; NVIDIA's tool and torch get a minute each to answer.
+def collect(folder: str, *, on_node: bool = False, timeout_s: float = 60.0) -> Facts:
+    """The facts of this machine.
 
     folder: on the disk that Ray's session uses. on_node: this is a process of a Ray node; else one that may start Ray,
-    which raises the limit on open files as far as it may.
+    which raises the limit on open files as far as it may. timeout_s: for all; who does not answer is told in time.
     """
-    driver, gpus = nvidia()
-    cuda, architectures, torch_gpus = _ask_torch() if gpus else (None, (), None)
+    driver: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    silent: tuple[str, ...] = ()
+    torch_told: tuple[str | None, tuple[str, ...], int | None] = (None, (), None)
+    asked = "nvidia-smi"
+    try:
+        driver, gpus = nvidia(min(_DRIVER_S, timeout_s / 4))
+        asked = "torch"
+        if gpus:
+            torch_told = _ask_torch(max(timeout_s - _KEPT_S, timeout_s / 2))
+    except subprocess.TimeoutExpired:
+        silent = (asked,)
+    cuda, architectures, torch_gpus = torch_told
     disk = shutil.disk_usage(folder)
     return Facts(
         python=platform.python_version(),
@@ -260,6 +285,7 @@ def collect(folder: str, *, on_node: bool = False) -> Facts:
         torch_cuda=cuda,
         architectures=architectures,
         torch_gpus=torch_gpus,
+        silent=silent,
         disk=folder,
         disk_free=disk.free,
         disk_total=disk.total,
@@ -282,16 +308,19 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def nvidia() -> tuple[str | None, tuple[Gpu, ...]]:
-    """Version of the driver and the GPUs that its tool lists; None and () where there is no tool or no answer."""
+def nvidia(timeout_s: float = _DRIVER_S) -> tuple[str | None, tuple[Gpu, ...]]:
+    """Version of the driver and the GPUs that its tool lists; None and () where there is no tool, or it finds none.
+
+    Raises subprocess.TimeoutExpired where it gives no answer.
+    """
     # Drivers before branch 510 refuse to tell the compute capability.
     for fields in ("name,driver_version,compute_cap", "name,driver_version"):
         command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
         try:
-            answer = subprocess.run(command, capture_output=True, text=True, timeout=_TOOL_S, check=True).stdout
+            answer = _answer(command, timeout_s)
         except subprocess.CalledProcessError:
             continue
-        except (OSError, subprocess.TimeoutExpired):
+        except OSError:
             break
         rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines() if "," in line]
         gpus = tuple(Gpu(row[0], _version_pair(row[2]) if len(row) > 2 else None) for row in rows)
@@ -299,23 +328,43 @@ def nvidia() -> tuple[str | None, tuple[Gpu, ...]]:
     return None, ()
 
 
+def _answer(command: Sequence[str], timeout_s: float, environment: Mapping[str, str] | None = None) -> str:
+    """What a program prints. Raises OSError, CalledProcessError and TimeoutExpired of subprocess.
+
+    Unlike subprocess.run it does not wait for a killed process that cannot end, as inside a driver that hangs.
+    """
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
+    assert process.stdout is not None
+    try:
+        answer, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_KILL_S)
+        process.stdout.close()
+        raise
+    if process.returncode != 0:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return answer
+
+
 def _version_pair(text: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d+)\.(\d+)", text)
     return None if match is None else (int(match[1]), int(match[2]))
 
 
-def _ask_torch() -> tuple[str | None, tuple[str, ...], int | None]:
+def _ask_torch(timeout_s: float) -> tuple[str | None, tuple[str, ...], int | None]:
     """CUDA of torch, its architectures, the GPUs that it counts: from a process of its own, which sees all GPUs.
 
-    Ray hides them from a task that reserves none.
+    Ray hides them from a task that reserves none. Raises subprocess.TimeoutExpired where it gives no answer.
     """
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", _TORCH_SCRIPT]
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TOOL_S, check=True, env=environment
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
+        answer = _answer(command, timeout_s, environment)
+    except (OSError, subprocess.CalledProcessError):
         return None, (), None
     cuda, architectures, count = json.loads(answer.splitlines()[-1])
     return cuda, tuple(architectures), count

@@ -26,7 +26,7 @@ def check_nodes(*, timeout_s: float, nodes: Sequence[Node] | None = None) -> lis
     nodes: as ray.nodes() gives them; None: those that are alive.
     """
     nodes = _alive() if nodes is None else nodes
-    answers, checks = _ask(nodes, lambda node: _node_facts(_ray_folder(node)), timeout_s, "answer")
+    answers, checks = _ask(nodes, lambda node: _node_facts(_ray_folder(node), timeout_s), timeout_s, "answer")
     heads = [answers[node["NodeID"]] for node in nodes if _HEAD in node["Resources"] and node["NodeID"] in answers]
     reference: Facts = heads[0] if heads else collect(tempfile.gettempdir())
     for node in nodes:
@@ -84,8 +84,8 @@ def _ray_folder(node: Node) -> str:
     return str(Path(node["ObjectStoreSocketName"]).parents[2])
 
 
-def _node_facts(folder: str) -> Callable[[], Facts]:
-    return lambda: collect(folder, on_node=True)
+def _node_facts(folder: str, timeout_s: float) -> Callable[[], Facts]:
+    return lambda: collect(folder, on_node=True, timeout_s=timeout_s)
 
 
 def _on_node(node_id: str, function: Callable[[], Any]) -> Any:

@@ -2,28 +2,90 @@
 
 from __future__ import annotations
 
-import fnmatch
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import yaml
+
+from cluster.liveness import is_live, read_driver
 from data_prep import storage
 from data_prep.storage import InputError
 
-# What a run was, its results, and its report.
-_RESULTS = ("grid.parquet", "points/*/genotype.json", "report/*")
-_FACTS = ("config.yaml", "environment.json")
+_CONFIG = "config.yaml"
+# What a run was, its results, and its report. Names come from the storage, and S3 allows `..` in them: a part of one is
+# what a point's id or a file of ours may be called, and nothing else.
+_PART = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._+-]+"
+_RESULT = re.compile(rf"grid\.parquet|points/{_PART}/genotype\.json|report/{_PART}(?:/{_PART})*")
+_FACTS = (_CONFIG, "environment.json")
 
 
-def fetch_results(run: str, out: str) -> list[str]:
-    """Copy a run's results below `out`, each whole or not at all; returns their names.
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """names: of the files that were fetched. gone: of those that were removed while the run was read. live: whether a
+    driver works on the run, so that more may come.
+    """
 
-    run, out: URIs. Raises InputError if there is no run at `run`, or if it has no results yet.
+    names: list[str]
+    gone: list[str]
+    live: bool
+
+
+def fetch_results(run: str, out: str, *, clock: Callable[[], float] = time.time) -> Fetched:
+    """Copy a run's results below `out`, each whole or not at all.
+
+    run, out: URIs. clock: Unix seconds. Raises InputError if there is no run at `run`, if it has no results yet, or if
+    the results of another run lie in `out`.
     """
     names = storage.list(run)
-    if _FACTS[0] not in names:
+    if _CONFIG not in names:
         raise InputError(f"{run} has nothing yet: the job has not begun its run, or that is another directory.")
-    results = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in _RESULTS)]
+    results = [name for name in names if _RESULT.fullmatch(name)]
     if not results:
         raise InputError(f"{run} has no results yet; 'stgs status {run}' says how far it is.")
-    wanted = [*(name for name in _FACTS if name in names), *results]
-    for name in wanted:
-        storage.write(storage.join(out, name), storage.read(storage.join(run, name)))
-    return wanted
+    _require_same(run, out)
+    wanted = [name for name in _FACTS if name in names] + results
+    gone = [name for name in wanted if not _copy(run, out, name)]
+    driver = read_driver(run)
+    live = driver is not None and is_live(driver, now=clock())
+    return Fetched([name for name in wanted if name not in gone], gone, live)
+
+
+def _copy(run: str, out: str, name: str) -> bool:
+    """Copy one object; False where it is gone."""
+    target = storage.join(out, name)
+    # The pattern above refuses what leads out of `out`; nothing is written by its word alone.
+    if "://" not in out and os.path.commonpath([os.path.abspath(target), os.path.abspath(out)]) != os.path.abspath(out):
+        raise InputError(f"{run} has an object {name!r}, which would be written outside of {out}; fetch it by hand.")
+    try:
+        content = storage.read(storage.join(run, name))
+    except FileNotFoundError:
+        return False
+    storage.write(target, content)
+    return True
+
+
+def _require_same(run: str, out: str) -> None:
+    """Refuse to mix the results of two runs in `out`. A run that was given more points, or resumed, is the same."""
+    try:
+        standing = storage.read(storage.join(out, _CONFIG))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    own = storage.read(storage.join(run, _CONFIG))
+    if standing != own and _identity(standing) != _identity(own):
+        raise InputError(f"--out {out} holds the results of another run (its {_CONFIG} differs); give another --out.")
+
+
+def _identity(config: bytes) -> Any:
+    """What stays of a run's configuration as long as it is that run."""
+    # Late: it loads torch, for which only the second look at a run that has grown waits.
+    from cluster.packing import GROWING
+
+    try:
+        settings = yaml.safe_load(config)["config"]
+        return {key: value for key, value in settings.items() if key not in GROWING}
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):  # damaged, or of another program
+        return config

@@ -182,11 +182,27 @@ def own_raylet(node_id: str | None, wait_s: float) -> Raylet:
 
 
 def leave(raylet: Raylet, reason: str, ends: float, ray: Sequence[str]) -> bool:
-    """Raise the node's flag, then drain the node; returns whether Ray accepted the drain.
+    """Raise the node's flag, then drain the node; returns whether the flag stands and Ray accepted the drain.
 
-    reason: words for a user. ends: unix second at which the machine is gone. ray: Ray's program.
+    Where the flag cannot be written, as on a full disk, the node is drained all the same. reason: words for a user.
+    ends: unix second at which the machine is gone. ray: Ray's program.
     """
-    raise_node_flag(raylet.node_id, reason, ends + _FLAG_KEPT_S)
+    raised = _raise_flag(raylet, reason, ends)
+    drained = _drain(raylet, reason, ends, ray)
+    # Draining takes a second or more: the disk may have room by now.
+    return (raised or _raise_flag(raylet, reason, ends)) and drained
+
+
+def _raise_flag(raylet: Raylet, reason: str, ends: float) -> bool:
+    try:
+        raise_node_flag(raylet.node_id, reason, ends + _FLAG_KEPT_S)
+    except OSError as error:
+        log(f"the node's flag cannot be raised, so that work here does not save by itself: {error}")
+        return False
+    return True
+
+
+def _drain(raylet: Raylet, reason: str, ends: float, ray: Sequence[str]) -> bool:
     left = max(0, round(ends - time.time()))
     command = [*ray, "drain-node", "--address", raylet.gcs_address, "--node-id", raylet.node_id]
     command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", reason]
@@ -216,7 +232,7 @@ def watch(
     every_s: between two questions. patience_s: how long a service that has never answered is asked. Returns False if it
     never answered in that time (this is no EC2 machine), True once the raylet has ended.
     """
-    begun, answered, silent, advised, drained = time.monotonic(), False, False, False, False
+    begun, answered, silent, advised, left = time.monotonic(), False, False, False, False
     notice: Notice | None = None
     while alive(raylet):
         try:
@@ -233,8 +249,8 @@ def watch(
             if answered and not silent:
                 silent = True
                 log(f"{error}; asking on")
-        if notice is not None and not drained:
-            drained = leave(raylet, f"the machine gets a spot notice ({notice.action})", notice.ends, ray)
+        if notice is not None and not left:
+            left = leave(raylet, f"the machine gets a spot notice ({notice.action})", notice.ends, ray)
         sleep(every_s)
     log(f"the raylet of node {raylet.node_id} has ended")
     return True
@@ -252,7 +268,7 @@ def ray_program() -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m cluster.spot_watch`; 0: the raylet has ended, or this is no EC2 machine; 1: no raylet, no drain."""
+    """`python -m cluster.spot_watch`; 0: the raylet has ended, or this is no EC2 machine; 1: it could not leave."""
     parser = argparse.ArgumentParser(prog="spot_watch", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--endpoint", default=ENDPOINT, help="of the metadata service (default: %(default)s)")
     parser.add_argument("--node-id", help="of the raylet, where several run on this machine")
@@ -273,10 +289,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         watch(MetadataService(options.endpoint), raylet, ray, every_s=options.every, patience_s=options.patience)
         return 0
     ends = time.time() + options.within
-    drained = leave(raylet, options.leave_now, ends, ray)
+    left = leave(raylet, options.leave_now, ends, ray)
     while is_running(raylet) and time.time() < ends:
         time.sleep(0.5)
-    return 0 if drained else 1
+    return 0 if left else 1
 
 
 if __name__ == "__main__":

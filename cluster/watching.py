@@ -19,12 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import yaml
 
 from cluster.liveness import SILENT_SECONDS, is_live, read_driver
 from cluster.points import Pack
+from cluster.run_json import Json, number_of, parse_object, read_object, text_of
 from data_prep import storage
 from data_prep.storage import InputError
 
@@ -37,8 +37,6 @@ _POINT_FILE = re.compile(r"points/([^/]+)/(result|failed)\.json")
 _PART_FILE = re.compile(r"parts/([^/]+)/(.+)")
 _CHOICES = ("alpha", "beta", "gamma")
 _READERS = 16
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,10 +153,7 @@ class Watcher:
                 arm.look(now, readers)
             own = sorted(arms[""].points, key=lambda point: STATES.index(point.state))
             shown = list(readers.map(arms[""].detailed, own[:most]))
-        driver = read_driver(self.run)
-        if driver is not None:
-            state = "ended" if driver.get("ended") else "live" if is_live(driver, now=now) else "lost"
-            driver = {**driver, "state": state}
+        driver = _driver(self.run, now)
         return RunStatus(
             run=self.run,
             time=now,
@@ -216,7 +211,7 @@ class _Arm:
 
     def look(self, now: float, readers: Executor) -> None:
         # A run has no packs before its driver has fixed them.
-        names = json.loads(storage.read(self._in("packs", "index.json"))) if self.files.has_packs else []
+        names = self._names() if self.files.has_packs else []
         packs = list(readers.map(self._pack, names))
         for points, work in readers.map(lambda pack: self._of_pack(pack, now), packs):
             self.points += points
@@ -226,24 +221,40 @@ class _Arm:
         """The point with what result.json or failed.json says of it."""
         uri = self._in("points", point.id)
         if point.state == FAILED:
-            return replace(point, reason=_read_json(storage.join(uri, "failed.json")).get("reason"))
+            return replace(point, reason=text_of(read_object(storage.join(uri, "failed.json")), "reason"))
         if point.state != DONE:
             return point
-        result = json.loads(self.watcher.read_once(storage.join(uri, "result.json")))
-        metrics = result.get("metrics", {})
+        result = parse_object(self.watcher.read_once(storage.join(uri, "result.json")))
+        metrics = result.get("metrics")
+        if not isinstance(metrics, dict):
+            return replace(point, reason="its result.json is damaged")
         return replace(
             point,
-            epoch=metrics.get("epochs"),
-            dev_auc=metrics.get("dev_auc"),
+            epoch=number_of(metrics, "epochs"),
+            dev_auc=number_of(metrics, "dev_auc"),
             entropies=_entropies(metrics),
-            device_seconds=result.get("device_seconds"),
+            device_seconds=number_of(result, "device_seconds"),
         )
 
     def _in(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
 
+    def _names(self) -> list[str]:
+        uri = self._in("packs", "index.json")
+        try:
+            names = json.loads(storage.read(uri))
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise _damaged(uri)
+        return names
+
     def _pack(self, name: str) -> Pack:
-        return Pack.from_json(self.watcher.read_once(self._in("packs", name, "pack.json")))
+        uri = self._in("packs", name, "pack.json")
+        try:
+            return Pack.from_json(self.watcher.read_once(uri))
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+            raise _damaged(uri) from None
 
     def _state(self, point_id: str) -> str | None:
         """Of a finished point; a result outranks a failure."""
@@ -271,7 +282,7 @@ class _Arm:
             for name, state in states.items()
         ]
         left = None if common.epochs is None else max(common.epochs - (common.epoch or 0), 0)
-        return points, Work(state=common.state, epochs_left=left, epoch_seconds=beat.get("epoch_seconds"))
+        return points, Work(state=common.state, epochs_left=left, epoch_seconds=number_of(beat, "epoch_seconds"))
 
     def _at_work(self, common: PointStatus, lineage: Sequence[Pack], now: float) -> tuple[PointStatus, Json]:
         """`common` with what the attempts at an unfinished pack say, and the newest heartbeat.
@@ -288,33 +299,53 @@ class _Arm:
             # An attempt that has claimed the pack and still loads its clips has no heartbeat yet.
             sign = beat if (beating, newest) == (name, number) else self._attempt_file(name, number, "claim.json")
             if not sign.get("ended"):
-                state = RUNNING if now - sign.get("time", 0.0) < SILENT_SECONDS else LOST
-        epoch, epochs, seconds = beat.get("epoch"), beat.get("epochs", common.epochs), beat.get("epoch_seconds")
+                state = RUNNING if now - (number_of(sign, "time") or 0.0) < SILENT_SECONDS else LOST
+        epoch, seconds = number_of(beat, "epoch"), number_of(beat, "epoch_seconds")
+        epochs = common.epochs if number_of(beat, "epochs") is None else number_of(beat, "epochs")
         left = None
         if state == RUNNING and epoch is not None and epochs is not None and seconds is not None:
             left = (epochs - epoch) * seconds
-        facts: Json = {"epoch": epoch, "epochs": epochs, "machine": sign.get("host"), "reason": sign.get("reason")}
+        facts: Json = {"epoch": epoch, "epochs": epochs}
+        facts |= {"machine": text_of(sign, "host"), "reason": text_of(sign, "reason")}
         return replace(common, state=state, seconds_left=left, **facts), beat
 
     def _attempt_file(self, pack: str, number: int | None, name: str) -> Json:
-        return _read_json(self._in("packs", pack, "attempts", str(number), name))
+        return read_object(self._in("packs", pack, "attempts", str(number), name))
 
 
 def _with_beat(point: PointStatus, beat: Json) -> PointStatus:
     """The point with what its pack's heartbeat says of it alone."""
-    told = beat.get("points") or {}
-    own, seconds = told.get(point.id, {}), beat.get("device_seconds")
+    told = beat.get("points")
+    told = told if isinstance(told, dict) else {}
+    own, seconds = told.get(point.id), number_of(beat, "device_seconds")
+    own = own if isinstance(own, dict) else {}
+    epoch = number_of(own, "epoch")
     return replace(
         point,
-        epoch=own.get("epoch", point.epoch),
-        dev_auc=own.get("dev_auc"),
+        epoch=point.epoch if epoch is None else epoch,
+        dev_auc=number_of(own, "dev_auc"),
         entropies=_entropies(own),
         device_seconds=seconds / len(told) if told and seconds is not None else None,
     )
 
 
+def _driver(run: str, now: float) -> Json | None:
+    """driver.json with `state`; None where it says neither who wrote it, nor when."""
+    facts = read_driver(run)
+    if (
+        facts is None
+        or number_of(facts, "time") is None
+        or number_of(facts, "pid") is None
+        or not text_of(facts, "host")
+    ):
+        return None
+    # These are shown in numbers.
+    facts |= {name: number_of(facts, name) for name in ("deadline", "device_hours", "device_seconds")}
+    return {**facts, "state": "ended" if facts.get("ended") else "live" if is_live(facts, now=now) else "lost"}
+
+
 def _entropies(facts: Json) -> dict[str, float | None]:
-    return {name: facts.get(f"normalised_entropy_{name}") for name in _CHOICES}
+    return {name: number_of(facts, f"normalised_entropy_{name}") for name in _CHOICES}
 
 
 def _counts(points: Iterable[PointStatus]) -> dict[str, int]:
@@ -322,13 +353,8 @@ def _counts(points: Iterable[PointStatus]) -> dict[str, int]:
     return {state: found[state] for state in STATES}
 
 
-def _read_json(uri: str) -> Json:
-    """An object of JSON; empty where it is gone, or is no JSON, as after a damage to the disk: then it says nothing."""
-    try:
-        content = json.loads(storage.read(uri))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _damaged(uri: str) -> InputError:
+    return InputError(f"{uri} is gone or damaged, which says what is searched; put it back from a copy of the run.")
 
 
 def _epoch_limit(run: str) -> int | None:
@@ -342,6 +368,8 @@ def _epoch_limit(run: str) -> int | None:
         raise InputError(f"{run} is no run: it has no config.yaml; give the --out of 'stgs grid'.") from None
     except yaml.YAMLError as error:
         raise InputError(f"{run}/config.yaml is damaged ({' '.join(str(error).split())}).") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{run}/config.yaml is damaged (it is no text).") from None
     for key in ("config", "settings", "search", "epochs"):
         content = content.get(key) if isinstance(content, dict) else None
     return content if isinstance(content, int) else None

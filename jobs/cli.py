@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from jobs.options import SessionOptions, UsageError, add_arguments, build, group, option, options_of
+from jobs.options import Option, SessionOptions, UsageError, add_arguments, build, group, option, options_of
 
 __all__ = ["COMMANDS", "Outcome", "SessionOptions", "UsageError", "group", "main", "option", "run_command"]
 
@@ -43,12 +43,26 @@ COMMANDS: dict[str, str] = {
     "report": "write a run's report as one HTML page",
     "score": "print P(fake) for new clips",
     "describe": "print the size of a genotype and draw it",
-    "submit": "run one of the commands above as a job of a Ray cluster",
+    "submit": "run one of the commands above, or doctor, as a job of a Ray cluster",
     "jobs": "list the jobs of a cluster, or follow one",
     "stop": "stop a job of a cluster; it saves first",
     "results": "fetch the results of a job, or of a run",
     "status": "show how far a run is, from its storage alone",
     "doctor": "check machines and storage, one line each",
+}
+
+# What is said at Ctrl-C and SIGTERM, where nothing was begun that could go on.
+_GO_ON = "stopped; run it again to go on where it stopped."
+_RESUME = "stopped; go on with --resume."
+_INTERRUPTED = {
+    "search": _RESUME,
+    "grid": _RESUME,
+    "submit": "interrupted before the job was submitted, or just then: 'stgs jobs' says which.",
+    "jobs": "interrupted; jobs go on by themselves.",
+    "stop": "interrupted; the job may be stopping already: 'stgs jobs' says so.",
+    "results": "interrupted before all was fetched; run it again.",
+    "status": "interrupted; the run goes on by itself.",
+    "doctor": "interrupted before every check was made.",
 }
 
 # Exceptions that mean wrong input. They are looked up where their modules are loaded already: importing those here
@@ -108,9 +122,7 @@ def run_command(name: str, run: Callable[[Any], Outcome], argv: Sequence[str] | 
         with _terminate_like_interrupt(), _standard_output_reserved(as_json):
             outcome = run(_configuration(name, run, arguments))
     except KeyboardInterrupt:
-        return _end(
-            name, "stopped; run it again to go on where it stopped (search and grid: with --resume).", STOPPED, as_json
-        )
+        return _end(name, _INTERRUPTED.get(name, _GO_ON), STOPPED, as_json)
     except Exception as error:
         if isinstance(error, (UsageError, *_loaded(_INPUT_ERRORS))):
             return _end(name, str(error), WRONG_USE, as_json)
@@ -157,17 +169,25 @@ def _configuration(name: str, run: Callable[[Any], Outcome], arguments: list[str
     file = given.pop("config")
     # argparse reports a positional of any number that was not given as an empty list.
     given = {key: value for key, value in given.items() if value != []}
-    from_file = {} if file is None else read_config(file)
-    known = {item.name for item in options}
-    for key in from_file:
-        if key not in known:
-            raise UsageError(f"the key {key!r} in {file} is no option of stgs {name}; see 'stgs {name} --help'.")
+    from_file = {} if file is None else read_options(name, file, options)
     origins = {key: f"{key} in {file}" for key in from_file if key not in given}
     return build(config_class, {**from_file, **given}, origins)
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """Option name -> value, from a `--config` file. Raises UsageError if it cannot be read, or is no such mapping."""
+def read_options(name: str, path: str, options: Sequence[Option]) -> dict[str, Any]:
+    """Option name -> value, from a `--config` file of the command `name`, which has these options.
+
+    Raises UsageError if the file cannot be read, is no such mapping, or has another key.
+    """
+    found = _read_config(path)
+    known = {item.name for item in options}
+    for key in found:
+        if key not in known:
+            raise UsageError(f"the key {key!r} in {path} is no option of stgs {name}; see 'stgs {name} --help'.")
+    return found
+
+
+def _read_config(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -3,7 +3,8 @@
 Without a cluster it looks at this machine alone. With --address (or RAY_ADDRESS) it asks every node of that cluster,
 by tasks that reserve nothing: versions that agree with the head's, NVIDIA's driver, GPUs that this torch has code for,
 disk, shared memory, open files, and clocks. With --storage it also writes, reads, lists and deletes below that URI,
-from this machine and from every node; nothing stays there.
+from this machine and from every node; nothing stays there. A cluster of which only the dashboard can be reached is
+checked by a job: stgs submit --address http://HOST:8265 doctor --storage URI
 """
 
 from __future__ import annotations
@@ -34,8 +35,13 @@ def run(config: DoctorJobConfig) -> Outcome:
     if config.timeout <= 0:
         raise UsageError(f"--timeout is {config.timeout:g}, but a node needs some seconds to answer.")
     address = config.address or os.environ.get("RAY_ADDRESS")
+    if address is not None and address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"{'--address' if config.address else 'RAY_ADDRESS'} is {address}, a dashboard, but the doctor joins the "
+            f"cluster: give HOST:6379 of its head, or use 'stgs submit --address {address} doctor'."
+        )
     if address is None:
-        facts = collect(tempfile.gettempdir())
+        facts = collect(tempfile.gettempdir(), timeout_s=config.timeout)
         checks = judge(facts, this_machine(), facts)
         if config.storage is not None:
             with probe_root(config.storage) as root:

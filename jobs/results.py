@@ -28,10 +28,21 @@ class ResultsJobConfig:
 def run(config: ResultsJobConfig) -> Outcome:
     """Fetch the results."""
     source = config.id if "/" in config.id else _run_of(config.id, config.address or default_address())
-    names = fetch_results(storage.absolute(source), storage.absolute(config.out))
-    genotypes = sum(name.endswith("/genotype.json") for name in names)
-    payload = {"run": source, "out": config.out, "files": names}
-    return Outcome(payload, f"{len(names)} files, {genotypes} genotypes among them, from {source} in {config.out}")
+    source, out = storage.absolute(source), storage.absolute(config.out)
+    fetched = fetch_results(source, out)
+    genotypes = sum(name.endswith("/genotype.json") for name in fetched.names)
+    lines = [f"fetched {_count(len(fetched.names), 'file')}, {_count(genotypes, 'genotype')} among them, "]
+    lines[0] += f"from {source} to {out}"
+    if fetched.gone:
+        lines.append(f"left out, because they were removed meanwhile: {', '.join(fetched.gone)}")
+    if fetched.live:
+        lines.append("a driver still works on the run: fetch again once it has ended")
+    payload = {"run": source, "out": out, "files": fetched.names, "gone": fetched.gone, "live": fetched.live}
+    return Outcome(payload, "\n".join(lines))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _run_of(job_id: str, address: str) -> str:

@@ -21,7 +21,9 @@ from jobs.cli import Outcome, UsageError, option, run_command
 # pandas and all else that takes long to load stays out of here: this command answers at once.
 _SHOWN = 40
 _REASONS = 8
-_HEADINGS = ("state", "epoch", "dev AUC", "entropies", "device s", "machine", "attempts", "left", "point")
+_HEADINGS = ("state", "point", "epoch", "dev AUC", "left", "entropies", "device s", "machine", "attempts")
+# What state, epoch, dev AUC and the time left take on a screen.
+_BESIDE_ID, _SHORTEST_ID = 36, 20
 _RIGHT = ("epoch", "dev AUC", "device s", "attempts", "left")
 _SHORTEST_PAUSE_S = 1.0
 # A screen of its own, as `less` has, which leaves what stood there before as it was; the other two of them take the
@@ -56,7 +58,7 @@ def _watch(watcher: Watcher, status: RunStatus, most: int | None, every: float) 
     try:
         sys.stdout.write(_ENTER if is_terminal else "")
         while not status.over:
-            shown = text(status) + note
+            shown = text(status, shutil.get_terminal_size().columns if is_terminal else None) + note
             sys.stdout.write(_screen(shown) if is_terminal else f"{shown}\n\n")
             sys.stdout.flush()
             time.sleep(every)
@@ -83,19 +85,20 @@ def _screen(shown: str) -> str:
     return _HOME + "".join(f"{line[: size.columns]}\x1b[K\n" for line in lines) + _CLEAR_REST
 
 
-def text(status: RunStatus) -> str:
-    """A look at a run, in lines."""
+def text(status: RunStatus, columns: int | None = None) -> str:
+    """A look at a run, in lines. columns: of the screen, on which long ids are shortened; None: nothing is."""
     lines = [f"run: {status.run}", *_driver_lines(status)]
     total = sum(status.counts.values())
     left = "" if not status.seconds_left else f"; about {duration(status.seconds_left)} left"
     lines.append(f"{_counted(status.counts)}{left}" if total else "points: none yet, the driver has not laid them out")
     lines += [f"part {name}: {_counted(counts)}" for name, counts in status.parts.items()]
     if status.points:
-        lines += ["", *_table(status.points)]
+        lines += ["", *_table(status.points, columns)]
     if len(status.points) < total:
         lines.append(f"... and {total - len(status.points)} more; --all shows them")
     failed = [point for point in status.points if point.state == FAILED]
     lines += [f"failed: {point.id}: {point.reason or 'no reason was written'}" for point in failed[:_REASONS]]
+    lines += [f"damaged: {point.id}: {point.reason}" for point in status.points if point.state == DONE and point.reason]
     return "\n".join(lines)
 
 
@@ -131,8 +134,9 @@ def _counted(counts: dict[str, int]) -> str:
     return f"{total} point{'s' * (total != 1)}: {parts or 'none'}"
 
 
-def _table(points: Sequence[PointStatus]) -> list[str]:
-    rows = [_HEADINGS, *map(_cells, points)]
+def _table(points: Sequence[PointStatus], columns: int | None) -> list[str]:
+    longest = None if columns is None else max(columns - _BESIDE_ID, _SHORTEST_ID)
+    rows = [_HEADINGS, *(_cells(point, longest) for point in points)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -144,19 +148,21 @@ def _table(points: Sequence[PointStatus]) -> list[str]:
     return lines
 
 
-def _cells(point: PointStatus) -> tuple[str, ...]:
+def _cells(point: PointStatus, longest: int | None) -> tuple[str, ...]:
+    # The settings in which points differ stand at the end of their ids.
+    name = point.id if longest is None or len(point.id) <= longest else f"...{point.id[3 - longest :]}"
     entropies = [_number(point.entropies.get(name), "{:.3f}") for name in ("alpha", "beta", "gamma")]
     epoch, epochs = _number(point.epoch, "{}"), _number(point.epochs, "{}")
     return (
         point.state,
+        name,
         "-" if point.epoch is None and point.state == DONE else f"{epoch}/{epochs}",
         _number(point.dev_auc, "{:.3f}"),
+        "-" if point.seconds_left is None else duration(point.seconds_left),
         "-" if set(entropies) == {"-"} else " ".join(entropies),
         _number(point.device_seconds, "{:,.1f}"),
         point.machine or "-",
         str(point.attempts),
-        "-" if point.seconds_left is None else duration(point.seconds_left),
-        point.id,
     )
 
 

@@ -32,7 +32,7 @@ from jobs.options import options_of
 from jobs.submitted_words import SubmittedWords, read_words
 
 # What is no work for a cluster: these talk to one, or read a run's storage.
-NOT_SUBMITTED = ("demo", "submit", "jobs", "stop", "results", "status", "doctor")
+NOT_SUBMITTED = ("demo", "submit", "jobs", "stop", "results", "status")
 ADDRESS_HELP = "dashboard of the cluster (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
 
 

@@ -21,19 +21,21 @@ import yaml
 
 from cluster.shipping import config_place
 from data_prep import storage
-from jobs.cli import UsageError, read_config
+from jobs.cli import UsageError, read_options
 from jobs.options import Option, add_arguments, build, flatten, options_of
 
-# Options that hold paths or URIs, and the words that may stand there instead (up to a colon).
+# Options that hold paths or URIs, and the words that may stand there instead (up to a colon). One that has a list of
+# choices holds none of them, whatever its name.
 PATHS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("corpus", "faces", "features", "gallery", "genotype", "manifest", "network", "out", "roots"), ()),
-    **dict.fromkeys(("run", "swan", "videos"), ()),
+    **dict.fromkeys(("run", "storage", "swan", "videos"), ()),
     **dict.fromkeys(("visual_weights", "audio_weights"), ("imagenet", "random")),
     "spectrogram_statistics": ("clip",),
 }
 # What `stgs submit` says before the command; a job joins the cluster that it runs on.
 _OWN = ("address", "num_cpus")
 _TAKEOVER, _DRY_RUN = "takeover", "dry_run"
+_RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +69,25 @@ def read_words(command: str, words: Sequence[str]) -> SubmittedWords:
     options = options_of(config_class)
     given = _parse(command, options, words)
     as_json, file = given.pop("json"), given.pop("config")
-    from_file = {} if file is None else read_config(file)
+    from_file = {} if file is None else read_options(command, file, options)
     for name in _OWN:
         if name in given or name in from_file:
             raise UsageError(f"{name} is given to {command}, but its job joins the cluster; give --address before it.")
-    paths = {item.name for item in options if item.name in PATHS and item.kind is str}
+    paths = path_options(options)
     given, from_file = (
         {name: _placed(name, value) if name in paths else value for name, value in values.items()}
         for values in (given, from_file)
     )
-    settings = flatten(build(config_class, {**from_file, **given}))
+    origins = {name: f"{name} in {file}" for name in from_file if name not in given}
+    settings = flatten(build(config_class, {**from_file, **given}, origins))
     ready = [word for item in options if item.name in given for word in _words(item, given[item.name])]
     config = None
     if file is not None:
         config = (Path(file).name, yaml.safe_dump(from_file, sort_keys=False).encode())
         ready += ["--config", config_place(config[0])]
     run = settings.get("out") or settings.get("run")
+    if _TAKEOVER in settings:
+        _require_run_name(storage.absolute(settings["out"]))
     return SubmittedWords(
         words=(*ready, *(["--json"] if as_json else [])),
         config=config,
@@ -92,6 +97,11 @@ def read_words(command: str, words: Sequence[str]) -> SubmittedWords:
         takeover=bool(settings.get(_TAKEOVER)),
         local_paths=tuple(path for name in sorted(paths) for path in _local(name, settings[name])),
     )
+
+
+def path_options(options: Sequence[Option]) -> set[str]:
+    """The names of those options that hold paths or URIs."""
+    return {item.name for item in options if item.name in PATHS and item.kind is str and item.choices is None}
 
 
 def _parse(command: str, options: Sequence[Option], words: Sequence[str]) -> dict[str, Any]:
@@ -120,12 +130,20 @@ def _placed(name: str, value: Any) -> Any:
         return [_placed(name, item) for item in value]
     if not isinstance(value, str) or value.partition(":")[0] in PATHS[name]:
         return value
-    return storage.absolute(value)
+    # An object's key may end with a slash, but a run is one and the same with it and without.
+    return storage.absolute(value).rstrip("/") or "/"
 
 
 def _local(name: str, value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
     return [item for item in values if item and "://" not in item and item.partition(":")[0] not in PATHS[name]]
+
+
+def _require_run_name(run: str) -> None:
+    """Refuse the names that `cluster.runs.open_run` refuses, before a cluster is asked."""
+    last = run.rstrip("/").rsplit("/", 1)[-1]
+    if not _RUN_NAME.fullmatch(last):
+        raise UsageError(f"--out ends in {last!r}, but a run's name has 1 to 64 letters, digits, '.', '_' or '-'.")
 
 
 def _name(uri: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,13 +164,48 @@ def test_facts_of_the_drivers_tool(nvidia_smi: Callable[[str], None]) -> None:
 
 
 def test_this_machine_is_told_by_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "nvidia", lambda: (None, ()))
+    monkeypatch.setattr(doctor, "nvidia", lambda timeout_s: (None, ()))
     facts = collect(str(tmp_path))
     assert facts.cpus == len(os.sched_getaffinity(0))
     assert 0 < facts.disk_free < facts.disk_total
     assert (facts.ray, facts.torch) == ("2.60.0", "2.10.0")
     versions = [check for check in judge(facts, this_machine(), facts) if check.subject in ("Python", "Ray", "torch")]
     assert [check.level for check in versions] == ["ok"] * 3
+
+
+def test_a_driver_that_hangs_is_told_as_the_driver(
+    tmp_path: Path, nvidia_smi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_DRIVER_S", 0.3)
+    nvidia_smi("exec sleep 60")
+    begun = time.monotonic()
+    facts = collect(str(tmp_path))
+    assert time.monotonic() - begun < 20
+    (check,) = [check for check in judge(facts, this_machine(), facts) if check.subject in ("driver", "GPU")]
+    assert check.line.endswith(
+        "driver  nvidia-smi gives no answer; the driver hangs: look for Xid in dmesg, and restart the machine"
+    )
+
+    # The tool answers, but torch waits for the same driver.
+    nvidia_smi("printf 'Tesla V100-SXM2-16GB, 580.95.05, 7.0\\n'")
+    monkeypatch.setattr(doctor, "_DRIVER_S", 15.0)
+    monkeypatch.setattr(doctor, "_TORCH_SCRIPT", "import time; time.sleep(60)")
+    facts = collect(str(tmp_path), timeout_s=4.0)
+    (check,) = [check for check in judge(facts, this_machine(), facts) if check.subject == "CUDA"]
+    assert (check.level, check.detail) == ("FAIL", "torch gives no answer")
+
+
+def test_a_process_that_cannot_be_killed_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    spared: list[subprocess.Popen[str]] = []
+    monkeypatch.setattr(doctor, "_KILL_S", 0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "kill", lambda process: spared.append(process))
+        with pytest.raises(subprocess.TimeoutExpired):
+            doctor._answer(["sleep", "60"], 0.2)
+    (process,) = spared
+    assert process.poll() is None
+    process.kill()
+    process.wait()
 
 
 def tried(uri: str) -> dict[str, Check]:
@@ -296,7 +333,7 @@ def test_nodes_answer_and_their_storage_is_tried(ray_session: None, tmp_path: Pa
 
 @pytest.mark.ray
 def test_a_node_that_does_not_answer_fails(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_nodes, "_node_facts", lambda folder: lambda: threading.Event().wait())
+    monkeypatch.setattr(doctor_nodes, "_node_facts", lambda folder, timeout_s: lambda: threading.Event().wait())
     (check,) = doctor_nodes.check_nodes(timeout_s=0.5)
     assert check.level == "FAIL"
     assert check.detail == "no answer within 0.5 s"
@@ -304,6 +341,6 @@ def test_a_node_that_does_not_answer_fails(ray_session: None, monkeypatch: pytes
     def broken() -> None:
         raise ImportError("No module named 'cluster'")
 
-    monkeypatch.setattr(doctor_nodes, "_node_facts", lambda folder: broken)
+    monkeypatch.setattr(doctor_nodes, "_node_facts", lambda folder, timeout_s: broken)
     (check,) = doctor_nodes.check_nodes(timeout_s=60)
     assert check.detail == "ImportError: No module named 'cluster'"

@@ -17,7 +17,7 @@ import pytest
 
 from cluster.spot_watch import find_raylets
 
-SMALL = "--num-cpus=1 --object-store-memory=80000000 --disable-usage-stats"
+SMALL = "--object-store-memory=80000000 --disable-usage-stats"
 
 
 class Allocation:
@@ -32,7 +32,9 @@ class Allocation:
             **os.environ,
             "PATH": f"{repository / 'tests' / 'cluster' / 'slurm_stand_ins'}:{os.environ['PATH']}",
             "STAND_IN_LOG": str(folder / "log"),
+            "HOME": str(folder / "home"),
             "SLURM_JOB_ID": self.job,
+            "SLURM_CPUS_PER_TASK": "1",
             "SLURM_JOB_NODELIST": "node-[1-2]",
             "SLURM_SUBMIT_DIR": str(folder),
             "STGS_PYTHON": sys.executable,
@@ -68,7 +70,12 @@ class Allocation:
     def is_clean(self) -> bool:
         """No raylet of ours runs on, and neither the token nor Ray's folder is left."""
         left = [raylet for raylet in find_raylets() if f"stgs-{self.job}" in _command_line(raylet.pid)]
-        return not (left or list(self.folder.glob(".stgs-slurm-*")) or list(Path("/tmp").glob(f"stgs-{self.job}*")))
+        return not (left or list(self.vault.iterdir()) or list(Path("/tmp").glob(f"stgs-{self.job}*")))
+
+    @property
+    def vault(self) -> Path:
+        """Where the token is kept."""
+        return self.folder / "home" / ".stgs" / "slurm-tokens"
 
 
 def _command_line(pid: int) -> str:
@@ -109,6 +116,10 @@ def test_a_driver_that_ends_ends_the_job(allocation: Allocation) -> None:
     assert sum("ray start --head --block" in call and "--nodelist=node-1" in call for call in calls) == 1
     assert sum("ray start --block" in call and "--exclude=node-1" in call for call in calls) == 1
     assert all("--dashboard-host=127.0.0.1" in call for call in calls if "--head" in call)
+    starts = [call for call in calls if "ray start" in call]
+    # srun does not take it from the job's own directives.
+    assert all(call.startswith("1 CPUs: ") and "--num-cpus=1" in call for call in starts)
+    assert Path(seen["token"]).parent.parent == allocation.vault
     assert allocation.said("requeued") == []
     assert allocation.is_clean()
 
@@ -142,6 +153,67 @@ def fake_ray(allocation: Allocation, tmp_path: Path) -> Allocation:
     (folder / "ray").chmod(0o755)
     allocation.environment.update(STGS_PYTHON=str(folder / "python"), STGS_HEAD_IP="127.0.0.1")
     return allocation
+
+
+PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+
+
+def test_two_jobs_on_one_machine_share_no_port(fake_ray: Allocation) -> None:
+    ports = []
+    for job in ("4711", "4712"):
+        process = fake_ray.start("a", SLURM_JOB_ID=job, STGS_DRIVER="true")
+        assert process.wait(timeout=30) == 0
+        starts = [call for call in fake_ray.said("srun") if "ray start" in call and f"stgs-{job}-" in call]
+        ports += [int(found) for name in PORTS for found in re.findall(rf"--{name}=(\d+)", starts[0])]
+    workers = [call for call in fake_ray.said("srun") if "ray start --block" in call]
+    ports += [int(found) for call in workers for found in re.findall(rf"--{PORTS[-1]}=(\d+)", call)]
+    assert len(set(ports)) == len(ports) == 2 * 5
+    # Ray gives those below to its processes, Linux those above to anybody.
+    assert min(ports) >= 20000
+    assert max(ports) < 32768
+
+
+def test_a_checkout_whose_path_has_a_space(fake_ray: Allocation, tmp_path: Path) -> None:
+    root = tmp_path / "my checkout"
+    programs = root / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "ray").symlink_to(tmp_path / "bin" / "ray")
+    (programs / "python").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{fake_ray.seen}\n')
+    (programs / "python").chmod(0o755)
+    for name in ("STGS_PYTHON", "STGS_DRIVER"):
+        del fake_ray.environment[name]
+    process = fake_ray.start("a b", SLURM_SUBMIT_DIR=str(root))
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 0, said
+    assert fake_ray.seen.read_text().splitlines() == ["-m", "jobs.grid", "a b", str(fake_ray.seen), "--resume"]
+
+
+def test_a_python_that_is_not_there_is_told(fake_ray: Allocation) -> None:
+    process = fake_ray.start("a", STGS_PYTHON="no-such-python")
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 1
+    assert "there is no program no-such-python; install the lock" in said
+
+
+def test_what_is_written_is_as_open_as_elsewhere_but_the_token(fake_ray: Allocation) -> None:
+    left = [fake_ray.vault / name for name in (f"{fake_ray.job}-dead", "1-old", "2-new")]
+    for folder in left:
+        folder.mkdir(parents=True)
+    month = time.time() - 40 * 86400
+    os.utime(left[1], (month, month))
+    driver = fake_ray.folder / "driver"
+    driver.write_text(
+        f'#!/bin/sh\numask >{fake_ray.seen}\nstat -c %a "$RAY_AUTH_TOKEN_PATH" {fake_ray.vault} >>{fake_ray.seen}\n'
+    )
+    driver.chmod(0o755)
+    process = fake_ray.start("a", STGS_DRIVER=str(driver))
+    before = os.umask(0o022)
+    os.umask(before)
+    said = process.communicate(timeout=30)[0]
+    assert process.returncode == 0, said
+    mask, token, vault = fake_ray.seen.read_text().split()
+    assert (int(mask, 8), token, vault) == (before, "600", "700")
+    assert list(fake_ray.vault.iterdir()) == [left[2]]
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4])

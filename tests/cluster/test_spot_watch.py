@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import os
@@ -207,6 +208,32 @@ def test_a_drain_that_fails_is_tried_again(metadata: FakeMetadata, flag: Path, t
     metadata.texts["spot/instance-action"] = json.dumps(IN_TWO_MINUTES)
     assert watch(metadata, ray, Steps(*[lambda: None] * 5))
     assert len(read_calls(tmp_path)) == 3
+
+
+def test_a_full_disk_stops_neither_the_drain_nor_the_watch(
+    metadata: FakeMetadata,
+    flag: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fails = [OSError(errno.ENOSPC, "No space left on device")] * 3
+    whole = spot_watch.raise_node_flag
+
+    def raise_flag(node_id: str, reason: str, expires: float) -> None:
+        if fails:
+            raise fails.pop()
+        whole(node_id, reason, expires)
+
+    monkeypatch.setattr(spot_watch, "raise_node_flag", raise_flag)
+    metadata.texts["spot/instance-action"] = json.dumps(
+        {"action": "terminate", "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 110))}
+    )
+    assert watch(metadata, write_fake_ray(tmp_path, ""), Steps(*[lambda: None] * 4))
+    # Twice with each drain: the first time in vain, the second time with success after the drain.
+    assert len(read_calls(tmp_path)) == 2
+    assert node_stop(NODE) is not None
+    assert capsys.readouterr().out.count("flag cannot be raised") == 3
 
 
 def test_a_rebalance_recommendation_is_only_logged(

@@ -15,7 +15,6 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from cluster.fetching import fetch_results
 from cluster.liveness import DRIVER_NAME
 from cluster.shipping import archive
 from cluster.submission import (
@@ -254,26 +253,6 @@ def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert default_address() == "http://127.0.0.1:8265"
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", ADDRESS)
     assert default_address() == ADDRESS
-
-
-def test_results_are_fetched_and_nothing_else(tmp_path: Path) -> None:
-    run, out = tmp_path / "run", tmp_path / "out"
-    with pytest.raises(InputError, match="has nothing yet"):
-        fetch_results(str(run), str(out))
-    results = ["config.yaml", "grid.parquet", "points/a/genotype.json", "points/b/genotype.json", "report/report.html"]
-    others = ["driver.json", "points/a/result.json", "points/c/failed.json", "packs/p/attempts/0/state-3.pt"]
-    for name in ["config.yaml", *others]:
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).write_text(name)
-    with pytest.raises(InputError, match="has no results yet; 'stgs status"):
-        fetch_results(str(run), str(out))
-    assert not out.exists()
-    for name in results:
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).write_text(name)
-    assert sorted(fetch_results(str(run), str(out))) == results
-    fetched = {path.relative_to(out).as_posix(): path.read_text() for path in out.rglob("*") if path.is_file()}
-    assert fetched == {name: name for name in results}
 
 
 def test_the_archive_reaches_ray_as_it_is(client: Client, cluster: Cluster, tmp_path: Path) -> None:

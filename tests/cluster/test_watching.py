@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +16,7 @@ from cluster.points import Pack
 from cluster.watching import RunStatus, Watcher, Work, seconds_left
 from data_prep import storage
 from data_prep.storage import InputError
+from jobs.status import text
 from tests.cluster.planted_runs import EPOCHS, NOW, beat, claim, drive, fail, finish, plant, plant_packs, points, put
 from tests.s3 import s3_bucket
 
@@ -123,6 +126,41 @@ def test_a_damaged_heartbeat_says_nothing(run: str, packs: list[Pack]) -> None:
     beat(run, packs[0])
     storage.write(storage.join(run, "packs/pack-0000/attempts/0/heartbeat.json"), b'{"time": 18')
     assert look(run).counts["lost"] == 1
+
+
+DAMAGES = [b"", b"{}", b"[]", b"null", b'{"time": null}', b'{"time": 18', b'{"time": "soon", "points": 3}', b"\xff\x00"]
+DAMAGES += [json.dumps({"time": NOW, "host": 7, "pid": None, "epoch": "4", "points": {"a": 1}, "metrics": []}).encode()]
+DAMAGES += [b'{"time": null, "host": "h", "pid": 1, "ended": "complete"}']
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_is_damaged_the_rest_is_shown_or_the_file_is_named(run: str, packs: list[Pack], damage: bytes) -> None:
+    drive(run)
+    finish(run, packs[0].points[0])
+    fail(run, packs[1].points[0])
+    beat(run, packs[2])
+    claim(run, packs[3])
+    for name in storage.list(run):
+        uri = storage.join(run, name)
+        whole = storage.read(uri)
+        storage.write(uri, damage)
+        if name == "config.yaml":
+            try:
+                look(run)
+            except InputError as error:
+                assert uri in str(error)  # noqa: PT017 - which of both depends on the damage
+        elif name == "packs/index.json" and damage == b"[]":
+            assert look(run).points == []
+        elif name.endswith(("pack.json", "index.json")):
+            with pytest.raises(InputError, match="is gone or damaged") as told:
+                look(run)
+            assert uri in str(told.value)
+        else:
+            status = look(run)
+            assert len(status.points) == len(packs), name
+            json.dumps(dataclasses.asdict(status))
+            assert text(status)
+        storage.write(uri, whole)
 
 
 def test_parts_are_counted_by_themselves(run: str, packs: list[Pack]) -> None:

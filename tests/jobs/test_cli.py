@@ -195,3 +195,20 @@ def test_signals_stop_a_command_as_resumable(capfd: pytest.CaptureFixture[str], 
     assert run_command("toy", stopped, ["here"]) == 3
     assert signal.getsignal(number) is before
     assert "stopped" in capfd.readouterr().err
+
+
+def test_an_interrupt_says_what_that_means_for_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(config: ToyConfig) -> Outcome:
+        raise KeyboardInterrupt
+
+    said = {}
+    for name in COMMANDS:
+        assert run_command(name, stopped, ["here"]) == 3
+        said[name] = capsys.readouterr().err
+        assert said[name].startswith(f"stgs {name}: ")
+    assert {name for name in COMMANDS if "--resume" in said[name]} == {"search", "grid"}
+    # They begin nothing that could go on.
+    for name in ("submit", "jobs", "stop", "status", "doctor"):
+        assert "run it again" not in said[name]
+    assert said["results"].endswith("interrupted before all was fetched; run it again.\n")
+    assert said["prepare"].endswith("stopped; run it again to go on where it stopped.\n")

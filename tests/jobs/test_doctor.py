@@ -23,7 +23,7 @@ def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_LEAST_FREE_BYTES", 0)
     monkeypatch.setattr(doctor, "_LEAST_SHARED_BYTES", 0)
     monkeypatch.setattr(doctor, "_LEAST_OPEN_FILES", 0)
-    monkeypatch.setattr(doctor, "nvidia", lambda: (None, ()))
+    monkeypatch.setattr(doctor, "nvidia", lambda timeout_s: (None, ()))
     monkeypatch.setattr(doctor, "_bus_gpus", lambda: 0)
 
 
@@ -52,6 +52,20 @@ def test_wrong_use_is_told_before_anything_is_done(capsys: pytest.CaptureFixture
     assert "'ftp://there' has an unknown scheme" in capsys.readouterr().err
     assert main(["--timeout", "0"]) == 2
     assert "--timeout is 0, but a node needs some seconds to answer." in capsys.readouterr().err
+
+
+def test_the_address_of_a_dashboard_gets_its_own_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "http://127.0.0.1:8265"
+    way_out = f"give HOST:6379 of its head, or use 'stgs submit --address {address} doctor'.\n"
+    assert main(["--address", address]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"stgs doctor: --address is {address}, a dashboard, but")
+    assert said.endswith(way_out)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert main([]) == 2
+    assert "RAY_ADDRESS is http" in capsys.readouterr().err
 
 
 def test_without_a_cluster_ray_is_not_loaded(repository: Path) -> None:

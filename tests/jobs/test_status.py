@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -14,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from cluster.points import Pack
+from cluster.watching import Watcher
 from data_prep import storage
 from data_prep.storage import UnreachableError
-from jobs.status import duration, main
+from jobs.status import duration, main, text
 from tests.cluster.planted_runs import NOW, beat, drive, fail, finish, plant, plant_packs, points
 
 TERMINAL_S = 60
@@ -56,11 +59,12 @@ def test_a_run_at_work(run: str, capsys: pytest.CaptureFixture[str]) -> None:
         "4 points: 1 running, 1 failed, 1 waiting, 1 done; about 3 min left",
         "part visual: 1 point: 1 done",
         "",
-        "state    epoch  dev AUC  entropies          device s  machine  attempts  left  point",
-        f"running  12/30    0.900  0.700 0.800 0.900      50.0  node-7          1  72 s  {ID}1",
-        f"failed    -/30        -  -                         -  -               0     -  {ID}2",
-        f"waiting   -/30        -  -                         -  -               0     -  {ID}3",
-        f"done     25/30    0.950  0.500 0.500 0.500      60.0  -               0     -  {ID}0",
+        # What matters most stands in the first 80 columns.
+        f"state    {'point':<{len(ID) + 1}}  epoch  dev AUC  left  entropies          device s  machine  attempts",
+        f"running  {ID}1  12/30    0.900  72 s  0.700 0.800 0.900      50.0  node-7          1",
+        f"failed   {ID}2   -/30        -     -  -                         -  -               0",
+        f"waiting  {ID}3   -/30        -     -  -                         -  -               0",
+        f"done     {ID}0  25/30    0.950     -  0.500 0.500 0.500      60.0  -               0",
         f"failed: {ID}2: 3 attempts in a row ended without finishing an epoch",
     ]  # fmt: skip
 
@@ -82,6 +86,27 @@ def test_the_driver(
     assert expected in capsys.readouterr().out.splitlines()
 
 
+def test_damaged_files_end_in_no_traceback(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    storage.write(storage.join(run, f"points/{ID}0/result.json"), b'{"metrics": {"dev')
+    storage.write(storage.join(run, "driver.json"), b"{}")
+    assert main([run]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "driver: has left no sign" in lines
+    assert f"damaged: {ID}0: its result.json is damaged" in lines
+    storage.write(storage.join(run, "packs/index.json"), b'["pack-0000", "pa')
+    assert main([run]) == 2
+    assert capsys.readouterr().err.startswith(f"stgs status: {run}/packs/index.json is gone or damaged")
+
+
+def test_a_narrow_screen_shows_which_point_and_how_far(run: str) -> None:
+    status = Watcher(run).look(clock=lambda: NOW)
+    named = [dataclasses.replace(point, id=f"{150 * 'x'}_dropout-0.{n}") for n, point in enumerate(status.points)]
+    lines = text(dataclasses.replace(status, points=named), 80).splitlines()
+    rows = [line[:80] for line in lines if line.startswith(("running", "waiting", "done"))]
+    assert all(re.search(r"\.\.\.x+_dropout-0\.\d +\S+/30 +(0\.9\d0|-) +(72 s|-)", row) for row in rows), rows
+    assert len(rows) == 3
+
+
 def test_json_holds_the_same(run: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([run, "--json"]) == 0
     told = json.loads(capfd.readouterr().out)
@@ -99,7 +124,7 @@ def test_of_many_points_the_first_are_shown(tmp_path: Path, capsys: pytest.Captu
     assert main([run, "--all"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("waiting") for line in lines) == 45
-    assert lines[-1].endswith("seed-44")
+    assert lines[-1].split()[1].endswith("seed-44")
 
 
 def test_a_run_that_has_just_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +210,7 @@ def test_a_terminal_gets_a_screen_of_its_own(run: str, repository: Path) -> None
     assert max(len(line.strip()) for line in lines) <= 60
     assert "driver: live" in screen
     assert "driver: complete" in after
-    assert "done     25/30" in after, "the whole table stays"
+    assert f"done     {ID}0  25/30" in after, "the whole table stays"
 
 
 @pytest.mark.parametrize(

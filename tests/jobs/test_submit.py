@@ -1,10 +1,8 @@
 """`stgs submit`, `jobs`, `stop` and `results`: their words, and the whole way to a real head that asks for a token."""
 
-import importlib
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,42 +16,18 @@ import yaml
 from cluster.submission import Job, Submission
 from data_prep import boxes
 from data_prep.storage import InputError, UnreachableError
-from jobs.cli import COMMANDS, UsageError, main
+from jobs.cli import main
 from jobs.jobs import table
-from jobs.options import options_of
-from jobs.submit import NOT_SUBMITTED, split_command
-from jobs.submitted_words import PATHS, SubmittedWords, read_words
+from jobs.submit import split_command
 from tests.jobs.local_head import Head, programs, running_head
 from tests.planted import make_features
 
-SUBMITTED = [name for name in COMMANDS if name not in NOT_SUBMITTED]
-# Options that hold a text which is no path.
-NO_PATHS = {
-    "address",
-    "alternate",
-    "audio",
-    "dataset",
-    "deadline",
-    "device",
-    "estimators",
-    "feature_names",
-    "names",
-    "operations",
-}
-NO_PATHS |= {"precision", "preset", "sense", "tail", "taps", "temperature_schedule", "test_datasets", "test_methods"}
-NO_PATHS |= {"train_datasets", "visual", "workers"}
 CLIENT_S = 120
 DUMMY_SECRETS = {
     "AWS_ACCESS_KEY_ID": "dummy-id-3f1c",
     "AWS_SECRET_ACCESS_KEY": "dummy-secret-9a7e",
     "SOME_PASSWORD": "dummy-word-55d0",
 }
-
-
-def words_of(line: str) -> SubmittedWords:
-    """What is submitted of a command line."""
-    command, *words = shlex.split(line)
-    return read_words(command, words)
 
 
 def test_help_waits_for_nothing_heavy(repository: Path) -> None:
@@ -93,73 +67,6 @@ def test_a_command_that_is_no_work_for_a_cluster_is_refused(capsys: pytest.Captu
         error = capsys.readouterr().err
         assert "manifest, augment, prepare, extract, search, grid" in error
         assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize("command", SUBMITTED)
-def test_of_every_text_option_it_is_known_whether_it_is_a_path(command: str) -> None:
-    module = importlib.import_module(f"jobs.{command}")
-    config_class = next(iter(typing.get_type_hints(module.run).values()))
-    texts = {item.name for item in options_of(config_class) if item.kind is str and item.choices is None}
-    assert texts <= {*PATHS, *NO_PATHS}
-
-
-def test_local_paths_become_absolute_and_the_configuration_goes_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    settings = {"manifest": "m", "learning_rate_max": "1e-3", "dropout": [0.1, 0.2], "feature_names": ["visual.*"]}
-    Path("my grid.yaml").write_text(yaml.safe_dump(settings))
-    ready = words_of("grid --resume ./f/features --config 'my grid.yaml' --out '../runs/a b'")
-    runs = tmp_path.parent / "runs"
-    expected = [str(tmp_path / "f/features"), "--out", str(runs / "a b"), "--resume", "--config", "config/my grid.yaml"]
-    assert list(ready.words) == expected
-    assert ready.config is not None
-    assert ready.config[0] == "my grid.yaml"
-    assert yaml.safe_load(ready.config[1]) == {**settings, "manifest": str(tmp_path / "m")}
-    assert (ready.run, ready.name) == (str(runs / "a b"), "a-b")
-    assert set(ready.local_paths) == {str(tmp_path / "f/features"), str(tmp_path / "m"), str(runs / "a b")}
-
-
-def test_words_that_are_no_paths_stay() -> None:
-    words = (
-        "s3://b/corpus --out s3://b/features --visual-weights random:3 --audio-weights imagenet --taps layer2 pooled"
-    )
-    ready = words_of(f"extract {words}")
-    assert sorted(ready.words) == sorted(words.split())
-    assert ready.local_paths == ()
-    again = words_of("grid s3://b/f --manifest s3://b/m --out s3://b/r --dropout 0.1 0.2 --no-earlier-cells")
-    assert " ".join(again.words).endswith("--out s3://b/r --no-earlier-cells --dropout 0.1 0.2")
-    assert (again.run, again.name) == ("s3://b/r", "r")
-    assert words_of("train s3://b/r/").name == "r"
-    assert words_of("describe s3://b/g.json").run is None
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ("grid F --manifest M", "--out is missing"),
-        ("grid F --manifest M --out R --sede 3", "unrecognized arguments: --sede 3; see 'stgs grid --help'"),
-        ("grid F --manifest M --out R --pack many", "--pack is 'many'"),
-        ("grid F --manifest M --out R --config no.yaml", "--config no.yaml cannot be read"),
-        ("grid F --manifest M --out R --address x", "give --address before it"),
-        ("grid F --manifest M --out", "expected one argument; see 'stgs grid --help'"),
-    ],
-)
-def test_wrong_use_of_the_command_is_told_before_it_is_submitted(words: str, sentence: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(sentence)):
-        words_of(words)
-
-
-def test_takeover_is_passed_to_commands_that_have_it() -> None:
-    grid = words_of("grid s3://b/f --manifest s3://b/m --out s3://b/r")
-    assert grid.with_takeover().words == (*grid.words, "--takeover")
-    assert grid.with_takeover().with_takeover().words == grid.with_takeover().words
-    with pytest.raises(UsageError, match="--takeover is for grid and search"):
-        words_of("train s3://b/r").with_takeover()
-
-
-def test_a_dry_run_minds_no_other_driver() -> None:
-    assert not words_of("grid s3://b/f --manifest s3://b/m --out s3://b/r --dry-run").takes_over
 
 
 class StandIn:
@@ -294,6 +201,7 @@ def test_a_grid_on_a_head_with_a_token(head: Head, repository: Path, tmp_path: P
     grid = client(head, repository, "submit", "--env", "STGS_NOTE=1", *words, str(run), "--temperatures", "5", "10")
     nothing = ["manifest", "folder", str(tmp_path / "nothing"), "--out", str(tmp_path / "listed")]
     wrong = client(head, repository, "submit", "--json", *nothing)
+    checked = client(head, repository, "submit", "doctor", "--storage", str(tmp_path / "store"))
     stopped = client(head, repository, "submit", "--name", "long", *words, str(tmp_path / "long"), *long)
     seen = [command_lines()]
     while grid.poll() is None:
@@ -311,6 +219,13 @@ def test_a_grid_on_a_head_with_a_token(head: Head, repository: Path, tmp_path: P
     assert code == 2
     answer = json.loads(out)
     assert (answer["id"], answer["status"], answer["exit_code"]) == ("listed-1", "failed", 2)
+
+    # The machine of a test need not be a good node, but its storage is in order, as seen from here and by a task.
+    code, out, _ = ended(checked)
+    assert code in (0, 1)
+    assert "doctor-1: " in out.splitlines()[-1]
+    assert sum(line.startswith("ok    here  storage ") for line in out.splitlines()) == 6
+    assert sum(line.startswith("ok    node ") and "  storage " in line for line in out.splitlines()) == 7
 
     wait_for_a_state(tmp_path / "long")
     stopped.send_signal(signal.SIGINT)

@@ -9,31 +9,41 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from cluster.attempts import Attempt, Pack, Point, pack_uri
 from cluster.tensorboard import event_file
 from data_prep import storage
-from data_prep.storage import NoSpaceError, UnreachableError
+from data_prep.storage import InputError, NoSpaceError, UnreachableError
 from stgs.search_space import ARCHITECTURE_PARAMETERS
 
 FRUITLESS_ATTEMPTS = 3
 """So many attempts of a session in a row that end neither orderly nor with a new epoch fail their points."""
+STORAGE_ERRORS = (UnreachableError, NoSpaceError, InputError, OSError)
+"""What storage raises where it does not take or give an object: it is silent, full, or closed to these credentials or
+this user. A search can go on later, from its newest state."""
+_LAST_WORDS_S = 30.0
 _ENTROPIES = [f"{kind}_{name}" for kind in ("entropy", "normalised_entropy") for name in ARCHITECTURE_PARAMETERS]
 _SHOWN = ("dev_auc", *_ENTROPIES)
 
 
-@contextmanager
-def dispensable(*, patiently: bool = False) -> Iterator[None]:
-    """Writes that a search can do without, left out where storage does not take them.
+def dispensable() -> suppress:
+    """Writes that a search can do without, left out where storage does not take them, for whatever reason."""
+    return suppress(*STORAGE_ERRORS)
 
-    patiently: they are tried as long as any other; else once, for a search waits for them.
-    """
-    with (
-        nullcontext() if patiently else storage.patient(0.0, say=lambda line: None),
-        suppress(UnreachableError, NoSpaceError),
-    ):
+
+@contextmanager
+def in_passing() -> Iterator[None]:
+    """Dispensable writes that are tried once, since a search waits for them; other threads keep their patience."""
+    with storage.patient(0.0, say=lambda line: None, here=True), dispensable():
+        yield
+
+
+@contextmanager
+def last_words(patience_s: float) -> Iterator[None]:
+    """Dispensable writes with which an attempt ends: half a minute for all of them, or `patience_s` if that is less."""
+    with storage.patient(min(_LAST_WORDS_S, patience_s), here=True, together=True), dispensable():
         yield
 
 

@@ -7,7 +7,6 @@ by exclusive creation, too, so any number of workers may race, die and come back
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import os
 import re
@@ -23,7 +22,6 @@ import torch
 from cluster.points import Pack as Pack
 from cluster.points import Point as Point
 from data_prep import boxes, storage
-from data_prep.storage import InputError
 
 _STATE = re.compile(r"(\d+)/state-(\d+)\.pt")
 KEPT_STATES = 2
@@ -50,11 +48,6 @@ def read_packs(run: str) -> list[Pack]:
     except FileNotFoundError:
         return []
     return [read_pack(run, name) for name in names]
-
-
-def _write_index(run: str, packs: Sequence[Pack]) -> None:
-    """Make `packs`, whose files stand, the packs of the run."""
-    storage.write(storage.join(run, "packs", INDEX_NAME), json.dumps([pack.name for pack in packs]).encode())
 
 
 def point_uri(run: str, point_id: str, *parts: str) -> str:
@@ -246,60 +239,3 @@ def _lineage(run: str, pack: Pack) -> list[Pack]:
 
 def _stamp(**facts: Any) -> bytes:
     return json.dumps({"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), **facts}).encode()
-
-
-def write_packs(run: str, packs: Sequence[Pack]) -> list[Pack]:
-    """Fix the packs of a run, before any work; where they stand already, those are returned.
-
-    Raises InputError where the standing packs hold other points.
-    """
-    standing = read_packs(run)
-    if not standing:
-        _write_pack_files(run, packs)
-        _write_index(run, packs)
-        return list(packs)
-    wanted = {point.id for pack in packs for point in pack.points}
-    there = {point.id for pack in standing for point in pack.points}
-    if wanted != there:
-        odd = sorted(wanted ^ there)[0]
-        raise InputError(f"{run} was begun with other points ({odd} differs); give another --out.")
-    return standing
-
-
-def _write_pack_files(run: str, packs: Sequence[Pack]) -> None:
-    for pack in packs:
-        storage.write(storage.join(pack_uri(run, pack.name), "pack.json"), pack.to_json())
-
-
-def split_packs(run: str, packs: Sequence[Pack], devices: int) -> list[Pack]:
-    """Split the unfinished packs of a run so that up to `devices` of them can be searched side by side.
-
-    packs: all packs of the run, in order. A part holds points without a result, and goes on from the newest state of
-    the pack that it was split off; packs are never merged. Returns the packs of the run after that.
-    """
-    waiting = {pack.name: [point for point in pack.points if read_result(run, point.id) is None] for pack in packs}
-    pieces = {name: 1 for name, points in waiting.items() if points}
-    splittable = sum(len(waiting[name]) for name in pieces)
-    for _ in range(len(pieces), min(devices, splittable)):
-        largest = max(pieces, key=lambda name: len(waiting[name]) / pieces[name])
-        pieces[largest] += 1
-    if all(count == 1 for count in pieces.values()):
-        return list(packs)
-    after: list[Pack] = []
-    for pack in packs:
-        points, count = waiting[pack.name], pieces.get(pack.name, 1)
-        if count == 1:
-            after.append(pack)
-            continue
-        cuts = [len(points) * number // count for number in range(count + 1)]
-        parts = [points[start:end] for start, end in itertools.pairwise(cuts)]
-        children = [Pack(f"{pack.name}.{number}", tuple(part), pack.name) for number, part in enumerate(parts)]
-        _write_pack_files(run, children)
-        if len(points) < len(pack.points):
-            # The finished points stay with the pack, so that the run's packs hold every point.
-            finished = tuple(point for point in pack.points if point not in points)
-            children.append(Pack(f"{pack.name}.done", finished, pack.name))
-            _write_pack_files(run, children[-1:])
-        after += children
-    _write_index(run, after)
-    return after

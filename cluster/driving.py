@@ -13,14 +13,14 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
-from cluster.board import BoardFacts, Key, Limits, start_board
-from cluster.liveness import DriverSign, Facts, read_driver
+from cluster.board import BOARD_LOST, BoardFacts, Key, Limits, start_board
+from cluster.liveness import DriverSign, Facts, read_driver, require_idle
 from cluster.shards import progress_bar
 from cluster.stopping import Stop
 from data_prep import storage
@@ -38,11 +38,13 @@ _READERS = 16
 class Driver:
     """This process's work on some runs.
 
-    board: the actor (`cluster.board.RunBoard`). stop: the flag. `facts` and `over` are kept up to date while the work
-    is watched: over is true once the flag is up and no trial that has begun is left, or the grace has passed.
+    board: the actor (`cluster.board.RunBoard`). limits: of the work. stop: the flag. `facts` and `over` are kept up to
+    date while the work is watched: over is true once the flag is up and no trial that has begun is left, or the grace
+    has passed.
     """
 
     board: Any
+    limits: Limits = field(default_factory=Limits)
     session: str = field(default_factory=lambda: uuid.uuid4().hex)
     stop: Stop | None = None
     facts: BoardFacts | None = None
@@ -50,6 +52,37 @@ class Driver:
     complete: bool = False
     _stopped_at: float = 0.0
     _signalled_at: float | None = None
+    _signs: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _ranks: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def work_on(self, run: str, *, takeover: bool) -> None:
+        """Say in driver.json of `run` (a URI) that this process works on it, from here to the end of `driving`.
+
+        What its attempts have spent counts for the budget: a limit that is reached has raised the flag on return.
+        takeover: also where another driver works on it. Raises InputError where one does.
+        """
+        ray.get(self.board.add_run.remote(run, spent_seconds(run)))
+        self.look()
+        # Right before the sign: whoever comes later sees it.
+        require_idle(run, takeover=takeover)
+        sign = DriverSign(
+            [run],
+            self.session,
+            self.take_over,
+            progress=self.device_seconds,
+            deadline=self.limits.deadline,
+            device_hours=self.limits.device_hours,
+        )
+        self._signs.enter_context(sign.shown(self.ending))
+        self._ranks[run] = _rank(read_driver(run) or {})
+        self.confirm(run)
+
+    def confirm(self, run: str) -> None:
+        """Raise the flag where another driver has taken over a run of ours, whose sign is read for that now."""
+        standing = read_driver(run) or {}
+        rank = _rank(standing)
+        if rank[1] != self.session and rank >= self._ranks[run]:
+            self.take_over(standing)
 
     def request(self, stop: Stop) -> None:
         """Raise the flag; the first reason stays. May be called by a signal's handler."""
@@ -71,10 +104,14 @@ class Driver:
 
     def look(self) -> None:
         """Ask the board, and tell it of the flag."""
-        with contextlib.suppress(ray.exceptions.RayError):
+        try:
             self.facts = ray.get(self.board.facts.remote(self.stop), timeout=_POLL_SECONDS * 20)
             if self.facts.stop is not None:
                 self.request(self.facts.stop)
+        except ray.exceptions.ActorDiedError:
+            self.request(BOARD_LOST)
+        except ray.exceptions.RayError:  # slow, or out of reach for a while
+            pass
         if self.stop is not None:
             late = time.monotonic() - self._stopped_at >= GRACE_SECONDS
             self.over = late or (self.facts is not None and self.facts.stop is not None and not self.facts.running)
@@ -141,50 +178,37 @@ class Driver:
 
 
 @contextlib.contextmanager
-def driving(
-    runs: Sequence[str], *, deadline: float | None = None, device_hours: float | None = None
-) -> Iterator[Driver]:
-    """Drive the searches of `runs` (URIs), which stand already; needs `cluster.session.connect`.
+def driving(*, deadline: float | None = None, device_hours: float | None = None) -> Iterator[Driver]:
+    """Drive the searches of those runs that `Driver.work_on` is told; needs `cluster.session.connect`.
 
-    deadline: Unix seconds. device_hours: budget of all runs together, what was spent before counted. A limit that is
-    reached already has raised the flag when the context is entered. Meanwhile driver.json of each run says that this
-    process works on it.
+    deadline: Unix seconds. device_hours: budget of all runs together, what was spent before counted.
     """
-    limits = Limits(deadline, device_hours, spent_seconds(runs))
-    driver = Driver(start_board(limits))
-    if reached := limits.reached(sum(limits.spent.values()), time.time()):
-        driver.request(reached)
-    sign = DriverSign(
-        runs,
-        driver.session,
-        driver.take_over,
-        progress=driver.device_seconds,
-        deadline=deadline,
-        device_hours=device_hours,
-    )
+    limits = Limits(deadline, device_hours)
+    driver = Driver(start_board(limits), limits)
     try:
-        with driver.signals_taken(), storage.patient(), sign.shown(driver.ending):
-            driver.look()
+        with driver.signals_taken(), storage.patient(), driver._signs:
             yield driver
     finally:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(driver.board)
 
 
-def spent_seconds(runs: Sequence[str]) -> dict[str, float]:
-    """Device seconds that each run's attempts have taken so far, as their heartbeats say, or its last driver.
+def _rank(facts: Facts) -> tuple[int, str]:
+    """Of two drivers the one with the higher rank stays."""
+    return int(facts.get("generation", 0)), str(facts.get("session", ""))
+
+
+def spent_seconds(run: str) -> float:
+    """Device seconds that a run's attempts have taken so far, as their heartbeats say, or its last driver.
 
     Neither knows all: a driver that was killed knew the last attempts not to their end, and an attempt counts from when
     its clips were there.
     """
-    spent = {}
-    for run in runs:
-        root = storage.join(run, "packs")
-        beats = [storage.join(root, path) for path in storage.list(root) if path.endswith("/heartbeat.json")]
-        with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
-            seconds = sum(readers.map(_attempt_seconds, beats))
-        spent[run] = max(seconds, float((read_driver(run) or {}).get("device_seconds", 0.0)))
-    return spent
+    root = storage.join(run, "packs")
+    beats = [storage.join(root, path) for path in storage.list(root) if path.endswith("/heartbeat.json")]
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+        seconds = sum(readers.map(_attempt_seconds, beats))
+    return max(seconds, float((read_driver(run) or {}).get("device_seconds", 0.0)))
 
 
 def _attempt_seconds(uri: str) -> float:

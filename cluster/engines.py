@@ -1,7 +1,8 @@
 """The engine that runs packs side by side: Ray Tune trials. It only schedules.
 
 `cluster/engines_train.py` is the other engine. Tune's own files are scratch; a trial that dies is started again, as
-often as it takes, and finds its state in the run directory, where deaths without progress are counted, too.
+often as it takes, and finds its state in the run directory, where deaths without progress are counted, too; those that
+come before a search begins are counted on the board.
 """
 
 from __future__ import annotations
@@ -15,15 +16,22 @@ from typing import Any
 
 import ray.tune
 
-from cluster.devices import process_resources
+from cluster.attempts import read_pack
+from cluster.board import Key
+from cluster.devices import planned_devices, process_resources
 from cluster.driving import Driver
 from cluster.features import Split
+from cluster.search_loop import PackJob
 from cluster.session import keep_signal_handlers
 from cluster.trials import Trial, run_trial
+from data_prep import storage
 
-# A driver process of Tune holds at most this many trials at once; the devices are what limits them otherwise.
-MAX_CONCURRENT_TRIALS = 32
+# Trials that Tune starts at once at least. More than there are devices wait for those that come; as many as there may
+# be devices must be let in, and each costs the driver memory and a look at every step.
+FEWEST_CONCURRENT_TRIALS = 32
 FOR_EVER = -1
+# Between the number of a trial's job and the name of its pack.
+_SEPARATOR = "/"
 # Tells Tune to leave SIGINT to us.
 _OWN_SIGINT = "TUNE_DISABLE_SIGINT_HANDLER"
 
@@ -47,6 +55,30 @@ class _EndWithFlag(ray.tune.Stopper):
         return self.session in _drivers and _drivers[self.session].over
 
 
+class _CountDeaths(ray.tune.Callback):
+    """Tells the board of every trial whose process is gone, and has Tune end the trial that is given up for it.
+
+    keys: by the trials' names in Tune's configurations.
+    """
+
+    def __init__(self, board: Any, keys: Mapping[str, Key]) -> None:
+        self._board, self._keys = board, keys
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called before Tune starts a trial again."""
+        why = last_words(trial.get_pickled_error())
+        with contextlib.suppress(ray.exceptions.RayError):
+            if ray.get(self._board.died.remote(self._keys[trial.config["trial"]], why)):
+                # Should its next process live to ask, the board sends it home; else its death is the last.
+                trial.max_failures = 0
+
+
+def last_words(error: BaseException | None) -> str:
+    """The line of an error of Ray that says most: the last one of a trace, the first one of other reports."""
+    lines = str(error or "").strip().splitlines() or [""]
+    return lines[-1 if isinstance(error, ray.exceptions.RayTaskError) else 0]
+
+
 def search_with_tune(
     trials: Sequence[Trial], splits: Splits, driver: Driver, *, title: str, progress: bool
 ) -> Failures:
@@ -54,13 +86,19 @@ def search_with_tune(
 
     trials: on one kind of device. splits: `train` and `dev`. Ends early, and orderly, with the driver's flag.
     """
-    resources = process_resources(trials[0][0].device, max(job.threads for job, _ in trials))
+    kind, threads = trials[0][0].device, max(job.threads for job, _ in trials)
+    # What a trial is given does not grow with their number: its own name, and references to what it shares.
+    jobs = {id(job): ray.put(job) for job, _ in trials}
+    numbers = {key: number for number, key in enumerate(jobs)}
+    names = [f"{numbers[id(job)]}{_SEPARATOR}{pack.name}" for job, pack in trials]
+    keys = {name: (job.run, pack.name) for name, (job, pack) in zip(names, trials, strict=True)}
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(
-            _trial, trials=list(trials), train=splits["train"], dev=splits["dev"], board=driver.board
+            _trial, jobs=list(jobs.values()), train=splits["train"], dev=splits["dev"], board=driver.board
         ),
-        resources,
+        process_resources(kind, threads),
     )
+    devices = max(FEWEST_CONCURRENT_TRIALS, planned_devices(kind, threads))
     with (
         tempfile.TemporaryDirectory(prefix="stgs-tune-") as scratch,
         driver.watched(title, sum(job.config.epochs * len(pack.points) for job, pack in trials), progress),
@@ -69,28 +107,34 @@ def search_with_tune(
     ):
         results = ray.tune.Tuner(
             trainable,
-            param_space={"trial": ray.tune.grid_search(list(range(len(trials))))},
-            tune_config=ray.tune.TuneConfig(
-                max_concurrent_trials=min(len(trials), MAX_CONCURRENT_TRIALS), reuse_actors=True
-            ),
+            param_space={"trial": ray.tune.grid_search(names)},
+            tune_config=ray.tune.TuneConfig(max_concurrent_trials=min(len(trials), devices), reuse_actors=True),
             run_config=ray.tune.RunConfig(
                 name="grid",
                 storage_path=scratch,
                 verbose=0,
                 stop=_EndWithFlag(driver.session),
+                callbacks=[_CountDeaths(driver.board, keys)],
                 failure_config=ray.tune.FailureConfig(max_failures=FOR_EVER),
             ),
         ).fit()
     # Of deaths that Tune would not answer by another start, which leave nothing in the run directory.
-    keys = [(job.run, pack.name) for job, pack in trials]
     found = [results[index] for index in range(len(results))]
     given_up = {keys[result.config["trial"]]: str(result.error) for result in found if result.error and result.config}
     return given_up | driver.failures()
 
 
-def _trial(config: dict[str, Any], *, trials: Sequence[Trial], train: Split, dev: Split, board: Any) -> None:
+def _trial(config: dict[str, Any], *, jobs: Sequence[Any], train: Split, dev: Split, board: Any) -> None:
     """One trial: the search of one pack in its own process."""
-    run_trial(trials[config["trial"]], train, dev, board)
+    run_trial(_chosen(config, jobs), train, dev, board)
+
+
+def _chosen(config: dict[str, Any], jobs: Sequence[Any]) -> Trial:
+    """The trial that Tune's configuration names. jobs: references to those that trials share."""
+    number, _, name = config["trial"].partition(_SEPARATOR)
+    job: PackJob = ray.get(jobs[int(number)])
+    with storage.patient(job.patience_s):
+        return job, read_pack(job.run, name)
 
 
 @contextlib.contextmanager

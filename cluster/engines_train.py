@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 import time
@@ -13,13 +14,15 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import ResizingState
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, ResizingState, RestartingState
 
 from cluster.board import Key
 from cluster.devices import process_resources
 from cluster.driving import Driver
-from cluster.engines import FOR_EVER, Failures, Splits, own_output
+from cluster.engines import FOR_EVER, Failures, Splits, last_words, own_output
+from cluster.features import Split
 from cluster.stopping import Stop
 from cluster.trials import Trial, run_worker
 from data_prep.storage import InputError
@@ -65,8 +68,10 @@ class _Trainer(TorchTrainer):
         self._started(controller)
 
 
-class _SaveBeforeResize(ControllerCallback):
-    """Lets the workers save where they are before Train ends them to start another number of them."""
+class _Link(ControllerCallback):
+    """Links Train's controller to the board: lets the workers save where they are before Train ends them to start
+    another number of them, and counts groups that died.
+    """
 
     def __init__(self, board: Any, key: Key) -> None:
         self._board, self._key = board, key
@@ -75,6 +80,11 @@ class _SaveBeforeResize(ControllerCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Called by Train's controller, in its own process, whenever its state changes."""
         self._at_work = isinstance(previous_state, ResizingState)
+        error = getattr(current_state, "training_failed_error", None)
+        if isinstance(current_state, RestartingState | ReschedulingState) and not _no_room(error):
+            failures = list(getattr(error, "worker_failures", {}).values())
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self._board.died.remote(self._key, last_words(failures[0] if failures else error)))
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Called before every start of workers: of the first ones, of others in the place of dead ones, and of another
@@ -93,13 +103,19 @@ class _SaveBeforeResize(ControllerCallback):
             return
 
 
+def _no_room(error: Exception | None) -> bool:
+    """Whether workers could not be started because machines are missing, which the search waits for."""
+    cause = getattr(error, "controller_failure", None)
+    return isinstance(cause, InsufficientClusterResourcesError | WorkerGroupStartupTimeoutError)
+
+
 class _Abort:
-    """A context in which Train's controller is ended once the driver's work is over: it would wait for machines, or for
-    workers that do not return, for ever.
+    """A context in which Train's controller is ended once the driver's work is over, or the pack is given up: it would
+    wait for machines, or for workers that do not return, or start others, for ever.
     """
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
+    def __init__(self, driver: Driver, key: Key) -> None:
+        self._driver, self._key = driver, key
         self._controller: Any = None
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -119,7 +135,7 @@ class _Abort:
 
     def _follow(self) -> None:
         while not self._left.wait(_LOOK_SECONDS):
-            if self._driver.over and self._controller is not None:
+            if (self._driver.over or self._key in self._driver.failures()) and self._controller is not None:
                 self.done = True
                 self._controller.abort.remote()
                 # It hears nothing while it waits for a worker's place.
@@ -138,12 +154,14 @@ def search_with_train(
     """
     job, pack = trial
     data = None if splits is None else ray.put(splits)
-    callbacks: list[Any] = [_SaveBeforeResize(driver.board, (job.run, pack.name))]
+    key = (job.run, pack.name)
+    # Of any kind, as Train's configuration says.
+    callbacks: list[Any] = [_Link(driver.board, key)]
     with (
         tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch,
         driver.watched("search", job.config.epochs * len(pack.points), progress),
         own_output(),
-        _Abort(driver) as abort,
+        _Abort(driver, key) as abort,
     ):
         trainer = _Trainer(
             _train_worker,
@@ -162,27 +180,25 @@ def search_with_train(
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            return {(job.run, pack.name): _reason(error)}
+            cause = last_words(getattr(error, "controller_failure", error))
+            return {key: f"Ray Train gave up: {cause}"} | driver.failures()
         except ray.exceptions.RayActorError:
             if not abort.done:
                 raise
     return driver.failures()
 
 
-def _reason(error: Exception) -> str:
-    """Why Train's workers failed: the sentence of wrong input, where one found some, else all that Train says."""
-    failures = getattr(error, "worker_failures", {}).values()
-    return next((str(failure) for failure in failures if isinstance(failure, InputError)), str(error))
-
-
 def _train_worker(config: dict[str, Any]) -> None:
     trial: Trial = config["trial"]
-    if trial[0].device == "cuda":
-        # Workers of one node see each other's GPUs; this is the one that is meant by `cuda`.
-        torch.cuda.set_device(ray.train.torch.get_device())
-    reference = config["data"][0]
-    splits = {} if reference is None else ray.get(reference)
+
+    def load() -> tuple[Split | None, Split | None]:
+        if trial[0].device == "cuda":
+            # Workers of one node see each other's GPUs; this is the one that is meant by `cuda`.
+            torch.cuda.set_device(ray.train.torch.get_device())
+        reference = config["data"][0]
+        splits = {} if reference is None else ray.get(reference)
+        return splits.get("train"), splits.get("dev")
+
     context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
     # Nothing is reported to Train: ray.train.report would hold every epoch up for up to two seconds.
-    run_worker(trial, splits.get("train"), splits.get("dev"), config["board"], rank, world)
+    run_worker(trial, load, config["board"], context.get_world_rank(), context.get_world_size())

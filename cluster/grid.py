@@ -6,9 +6,10 @@ schedule (`cluster/engines.py`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,14 +17,13 @@ import pyarrow as pa
 
 from cluster.attempts import (
     Pack,
+    Point,
     clear_failure,
     point_uri,
     read_failure,
     read_packs,
     read_result,
-    split_packs,
     write_failure,
-    write_packs,
 )
 from cluster.audits import keep_audit
 from cluster.board import way_on
@@ -35,16 +35,31 @@ from cluster.features import FeatureSource
 from cluster.finetune import publish_backbones
 from cluster.limits import RunLimits
 from cluster.liveness import require_idle
-from cluster.packing import GROWING, add_packs, devices_for, grown, pack_job, plan_packs
+from cluster.packing import (
+    GROWING,
+    add_packs,
+    devices_for,
+    grown,
+    pack_job,
+    pack_names,
+    plan_packs,
+    side_by_side,
+    split_packs,
+)
 from cluster.runs import find_config, open_run
-from cluster.settings import AUTO, GridConfig, SearchSettings, settings_of
+from cluster.search_loop import PackJob
+from cluster.settings import AUTO, GridConfig, Options, SearchSettings, settings_of
 from cluster.stopping import Stop
 from cluster.trials import Trial
 from data_prep import boxes, storage
-from data_prep.storage import InputError
+from data_prep.storage import InputError, NoSpaceError, UnreachableError
 
 GRID_NAME = "grid.parquet"
+# Files of a point.
+RESULT, FAILURE, _GENOTYPE = "result.json", "failed.json", "genotype.json"
 _NO_LIMITS = RunLimits()
+# Once a command is asked to stop, a storage that does not answer is waited for so long, and no longer.
+_STOPPED_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +109,9 @@ def run_grids(
     for out, config in grids.items():
         require_idle(storage.absolute(out), takeover=limits.takeover)
         _require_room(out, config)
-    begun = {out: _begin(out, config, source, resume) for out, config in grids.items()}
-    runs = [grid.run for grid in begun.values()]
-    with driving(runs, deadline=deadline, device_hours=limits.device_hours) as driver:
+    with driving(deadline=deadline, device_hours=limits.device_hours) as driver:
+        fence = _Fence(driver, limits.takeover)
+        begun = {out: _begin(out, config, source, resume, fence=fence) for out, config in grids.items()}
         trials = [trial for grid in begun.values() for trial in grid.trials(source, driver.session)]
         failed: Failures = {}
         if trials and driver.stop is None:
@@ -132,8 +147,8 @@ def run_single(
     deadline = limits.deadline_at(time.time() if started is None else started)
     require_idle(storage.absolute(out), takeover=limits.takeover)
     _require_room(out, config, group.fewest)
-    grid = _begin(out, config, source, resume, group.fewest)
-    with driving([grid.run], deadline=deadline, device_hours=limits.device_hours) as driver:
+    with driving(deadline=deadline, device_hours=limits.device_hours) as driver:
+        grid = _begin(out, config, source, resume, group.fewest, _Fence(driver, limits.takeover))
         trials = grid.trials(source, driver.session)
         failed: Failures = {}
         if trials and driver.stop is None:
@@ -148,26 +163,33 @@ def run_single(
 
 def _require_room(out: str, config: GridConfig, workers: int = 1) -> None:
     """Refuse a cluster that cannot hold what a run has still to search, before the run is begun."""
-    finished = _finished(storage.absolute(out))
+    finished = _points_with(RESULT, storage.absolute(out))
     if any(point.id not in finished for point in config.points()):
         require_processes(chosen_device(config.settings.device), config.settings.threads, workers)
 
 
-def _finished(run: str) -> set[str]:
-    """The points with a result."""
+def _points_with(name: str, run: str) -> set[str]:
+    """The points that have a file of this name, from one listing: asking for each takes minutes of a large grid."""
     paths = storage.list(storage.join(run, "points"))
-    return {path.split("/")[0] for path in paths if path.endswith("/result.json")}
+    return {path.split("/")[0] for path in paths if path.endswith(f"/{name}")}
 
 
 def _forget_failures(trials: Sequence[Trial]) -> None:
     """Points that failed are about to be tried again."""
-    for job, pack in trials:
-        for point in pack.points:
-            clear_failure(job.run, point.id)
+    standing = {run: _points_with(FAILURE, run) for run in {job.run for job, _ in trials}}
+    tried = [(job.run, point.id) for job, pack in trials for point in pack.points]
+    side_by_side(lambda point: clear_failure(*point), [(run, point) for run, point in tried if point in standing[run]])
 
 
 def _result(grid: _Begun, failed: Failures, driver: Driver) -> GridResult:
-    result = gather(grid.run, grid.packs, failed)
+    try:
+        result = gather(grid.run, grid.packs, failed, hurried=lambda: driver.stop is not None)
+    except (UnreachableError, NoSpaceError) as error:
+        if driver.stop is None:
+            raise
+        # The trials have saved what they could: a resume gathers it.
+        told = Stop("run", f"{driver.stop.reason}; {error}")
+        return GridResult(grid.run, [], {}, sum(len(pack.points) for pack in grid.packs), told)
     unfinished = sum(len(pack.points) for pack in grid.packs) - len(result.rows) - len(result.failed)
     # Without a flag, somebody ended Tune or Train itself.
     stop = (driver.stop or Stop("run", "the search was ended from outside")) if unfinished else None
@@ -184,12 +206,40 @@ class _Begun:
 
     def trials(self, source: FeatureSource, session: str = "") -> list[Trial]:
         """The packs that have points without a result, each with its job."""
-        finished = _finished(self.run)
+        finished = _points_with(RESULT, self.run)
         waiting = [pack for pack in self.packs if any(point.id not in finished for point in pack.points)]
-        return [(pack_job(self.run, self.settings, source, pack, session), pack) for pack in waiting]
+        jobs: dict[Options, PackJob] = {}
+        for pack in waiting:
+            options = pack.points[0].options
+            jobs[options] = jobs.get(options) or pack_job(self.run, self.settings, source, pack, session)
+        return [(jobs[pack.points[0].options], pack) for pack in waiting]
 
 
-def _begin(out: str, config: GridConfig, source: FeatureSource, resume: bool, workers: int = 1) -> _Begun:
+@dataclass(frozen=True, slots=True)
+class _Fence:
+    """Keeps two drivers from fixing the packs of one run. takeover: this one goes on where another works."""
+
+    driver: Driver
+    takeover: bool
+
+    def begin(self, run: str) -> None:
+        """Before the packs are touched: whoever comes after this is refused, or takes over."""
+        self.driver.work_on(run, takeover=self.takeover)
+
+    def end(self, run: str) -> None:
+        """After they were written: where another has taken over meanwhile, nothing is searched."""
+        self.driver.confirm(run)
+
+
+def _begin(
+    out: str,
+    config: GridConfig,
+    source: FeatureSource,
+    resume: bool,
+    workers: int = 1,
+    fence: _Fence | None = None,
+) -> _Begun:
+    """Open the run, then fix its packs inside the fence."""
     run = storage.absolute(out)
     standing = find_config(run) if resume else None
     if standing is not None:
@@ -217,52 +267,98 @@ def _begin(out: str, config: GridConfig, source: FeatureSource, resume: bool, wo
     planned = plan_packs(config, settings, source, workers, packs)
     open_run(run, content, resume=resume, hints=hints, growing=GROWING if resume else ())
     keep_audit(run, source)
+    if fence is not None:
+        fence.begin(run)
+    if pack_names(run) != [pack.name for pack in packs]:  # another driver was here while this one was planning
+        packs = read_packs(run)
+        planned = plan_packs(config, settings, source, workers, packs)
     if planned:
-        packs = add_packs(run, packs, planned) if packs else write_packs(run, planned)
+        packs = add_packs(run, packs, planned)
     if config.pack == AUTO:
-        packs = split_packs(run, packs, devices_for(config, settings))
+        packs = split_packs(run, packs, devices_for(config, settings), _points_with(RESULT, run))
+    if fence is not None:
+        fence.end(run)
     return _Begun(run, settings, packs)
 
 
-def gather(run: str, packs: Sequence[Pack], errors: Failures) -> GridResult:
-    """Collect the results of a run: write grid.parquet, the points' genotype.json and the trained backbones, which can
-    be rebuilt any time.
+def gather(
+    run: str, packs: Sequence[Pack], errors: Failures, *, hurried: Callable[[], bool] = lambda: False
+) -> GridResult:
+    """Collect the results of a run: write grid.parquet, and the points' genotype.json and the trained backbones where
+    they are missing. All can be rebuilt any time.
 
     errors: why packs failed just now. A point without a result that no file calls failed, either, is left out: it has
-    not been searched yet.
+    not been searched yet. hurried: says, between two phases, whether a storage that does not answer is waited for no
+    longer than half a minute.
     """
-    rows, failed = [], {}
-    for pack in packs:
-        for point in pack.points:
-            result = read_result(run, point.id)
-            if result is None:
-                reason = read_failure(run, point.id)
-                if reason is None and (reason := errors.get((run, pack.name))) is not None:
-                    write_failure(run, point.id, reason)
-                if reason is not None:
-                    failed[point.id] = reason
-                continue
+    held = [(pack, point) for pack in packs for point in pack.points]
+    with _patience(hurried):
+        paths = set(storage.list(storage.join(run, "points")))
+    with _patience(hurried):
+        found = side_by_side(lambda pair: _read_point(run, pair[1], paths), held)
+    results = [(pack, point, result) for (pack, point), (result, _) in zip(held, found, strict=True) if result]
+    with _patience(hurried):
+        failed = _failed(run, held, found, errors)
+    with _patience(hurried):
+        for _, _, result in results:
             publish_backbones(run, result)
-            genotype = json.dumps(result["genotype"])
-            storage.write(point_uri(run, point.id, "genotype.json"), (genotype + "\n").encode())
-            rows.append(
-                {
-                    "id": point.id,
-                    **point.facts(),
-                    "genotype": genotype,
-                    "parameters": result["parameters"],
-                    "macs": result["macs"],
-                    **result["metrics"],
-                    "seconds": result["seconds"],
-                    "device_seconds": result["device_seconds"],
-                    "pack": pack.name,
-                    "curves": result["curves"]["path"],
-                    "curves_member": result["curves"]["member"],
-                }
-            )
-    if rows:
-        storage.write(storage.join(run, GRID_NAME), boxes.table_bytes(pa.Table.from_pylist(rows)))
+        bare = [(point, result) for _, point, result in results if f"{point.id}/{_GENOTYPE}" not in paths]
+        side_by_side(lambda pair: _write_genotype(run, *pair), bare)
+        rows = [_row(pack, point, result) for pack, point, result in results]
+        if rows:
+            storage.write(storage.join(run, GRID_NAME), boxes.table_bytes(pa.Table.from_pylist(rows)))
     return GridResult(run, rows, failed)
+
+
+def _patience(hurried: Callable[[], bool]) -> contextlib.AbstractContextManager[None]:
+    return storage.patient(_STOPPED_PATIENCE_S) if hurried() else contextlib.nullcontext()
+
+
+def _read_point(run: str, point: Point, paths: Collection[str]) -> tuple[dict[str, Any] | None, str | None]:
+    """Result and failure of a point. paths: those that are there, below points/."""
+    if f"{point.id}/{RESULT}" in paths:
+        return read_result(run, point.id), None
+    return None, read_failure(run, point.id) if f"{point.id}/{FAILURE}" in paths else None
+
+
+def _failed(
+    run: str,
+    held: Sequence[tuple[Pack, Point]],
+    found: Sequence[tuple[dict[str, Any] | None, str | None]],
+    errors: Failures,
+) -> dict[str, str]:
+    """Why points failed, by id; those that only `errors` knows get their file."""
+    failed: dict[str, str] = {}
+    untold = []
+    for (pack, point), (result, reason) in zip(held, found, strict=True):
+        told = errors.get((run, pack.name)) if reason is None else reason
+        if result is None and told is not None:
+            failed[point.id] = told
+            if reason is None:
+                untold.append(point.id)
+    side_by_side(lambda point_id: write_failure(run, point_id, failed[point_id]), untold)
+    return failed
+
+
+def _write_genotype(run: str, point: Point, result: Mapping[str, Any]) -> None:
+    storage.write(point_uri(run, point.id, _GENOTYPE), (json.dumps(result["genotype"]) + "\n").encode())
+
+
+def _row(pack: Pack, point: Point, result: Mapping[str, Any]) -> dict[str, Any]:
+    """A point's line of grid.parquet."""
+    return {
+        "id": point.id,
+        **point.facts(),
+        "genotype": json.dumps(result["genotype"]),
+        "parameters": result["parameters"],
+        "macs": result["macs"],
+        **result["metrics"],
+        "seconds": result["seconds"],
+        "device_seconds": result["device_seconds"],
+        "pack": pack.name,
+        "curves": result["curves"]["path"],
+        "curves_member": result["curves"]["member"],
+    }
 
 
 def read_grid(run: str) -> list[dict[str, Any]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +27,10 @@ SUBMISSION_VARIABLE = "STGS_SUBMISSION"
 BEAT_SECONDS = 15.0
 # A driver that has given no sign for so long is gone, or cannot reach the storage and will find its successor there.
 SILENT_SECONDS = 60.0
+# The next sign comes soon; the last one is worth a while, for which the end of a driver may wait.
+_SIGN_PATIENCE_S = 5.0
+_LAST_SIGN_PATIENCE_S = 20.0
+_END_SECONDS = 30.0
 
 Facts = Mapping[str, Any]
 
@@ -48,15 +54,23 @@ def is_live(facts: Facts, *, now: float) -> bool:
 
     It does if it has not ended, its sign is under 60 s old and, where it was this machine's, its process is there.
     """
-    if facts.get("ended") is not None or now - float(facts["time"]) >= SILENT_SECONDS:
+    if facts.get("ended") is not None or now - _number(facts, "time") >= SILENT_SECONDS:
         return False
-    return facts["host"] != socket.gethostname() or _is_running(int(facts["pid"]))
+    return facts.get("host") != socket.gethostname() or _is_running(int(_number(facts, "pid")))
+
+
+def _number(facts: Facts, name: str) -> float:
+    """A field of facts, which may be another program's; 0 where it is no number."""
+    value = facts.get(name)
+    return value if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 def _is_running(pid: int) -> bool:
+    if pid <= 0:  # to the kernel, a group of processes
+        return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # another user's process
         return True
@@ -73,8 +87,8 @@ def require_idle(run: str, *, takeover: bool, now: float | None = None) -> None:
     now = time.time() if now is None else now
     if facts is not None and is_live(facts, now=now):
         raise InputError(
-            f"{run} is being worked on by process {facts['pid']} of {facts['host']} (last sign "
-            f"{max(now - facts['time'], 0):.0f} s ago); wait, stop it, or take over with --takeover."
+            f"{run} is being worked on by process {facts.get('pid')} of {facts.get('host')} (last sign "
+            f"{max(now - _number(facts, 'time'), 0):.0f} s ago); wait, stop it, or take over with --takeover."
         )
 
 
@@ -94,6 +108,8 @@ class DriverSign:
     device_hours: float | None = None
     _generations: dict[str, int] = field(default_factory=dict, init=False)
     _lost: set[str] = field(default_factory=set, init=False)
+    _end: tuple[str, str | None] | None = field(default=None, init=False)
+    _failing: bool = field(default=False, init=False)
 
     @contextlib.contextmanager
     def shown(self, ending: Callable[[BaseException | None], tuple[str, str | None]]) -> Iterator[None]:
@@ -101,9 +117,12 @@ class DriverSign:
 
         ending: from the exception that ended the work (None: it came to its end) to `ended`, which is `complete`,
         `stopped` or `failed`, and the reason in words.
+
+        Storage that does not take a sign meanwhile ends nothing; the last word waits half a minute at most. Raises what
+        `storage.write` raises where storage does not take the first.
         """
         for run in self.runs:
-            self._generations[run] = int((read_driver(run) or {}).get("generation", 0)) + 1
+            self._generations[run] = int(_number(read_driver(run) or {}, "generation")) + 1
             self._write(run)
         done = threading.Event()
         thread = threading.Thread(target=self._beat, args=(done,), daemon=True)
@@ -115,32 +134,45 @@ class DriverSign:
             error = raised
             raise
         finally:
+            self._end = ending(error)
             done.set()
-            thread.join()
-            ended, reason = ending(error)
-            for run in self.runs:
-                # The storage may be what ended the work; without a last word the sign grows old, which says as much.
-                with contextlib.suppress(UnreachableError, NoSpaceError, OSError):
-                    self._renew(run, ended=ended, reason=reason)
+            # The storage may be what ended the work; without a last word the sign grows old, which says as much. In the
+            # thread, because a request that gets no answer takes longer than anybody should wait here.
+            thread.join(_END_SECONDS)
 
     def _beat(self, done: threading.Event) -> None:
         while not done.wait(BEAT_SECONDS):
             for run in self.runs:
-                with contextlib.suppress(UnreachableError, NoSpaceError, OSError):
-                    self._renew(run)
+                if not done.is_set():
+                    with storage.patient(_SIGN_PATIENCE_S, say=_say_nothing, here=True):
+                        self._try_to_renew(run)
+        with storage.patient(_LAST_SIGN_PATIENCE_S, say=_say_nothing, here=True, together=True):
+            for run in self.runs:
+                self._try_to_renew(run)
 
-    def _renew(self, run: str, **end: str | None) -> None:
+    def _try_to_renew(self, run: str) -> None:
+        """Renew the sign, or say, once an outage, that storage does not take it."""
+        try:
+            self._renew(run)
+            self._failing = False
+        except (UnreachableError, NoSpaceError, InputError, OSError) as error:
+            if not self._failing:
+                print(f"the sign of life of this driver cannot be renewed: {error}", file=sys.stderr, flush=True)
+            self._failing = True
+
+    def _renew(self, run: str) -> None:
         """Write the sign again, unless a newer driver's stands there."""
         other = read_driver(run) or {}
-        rank = (int(other.get("generation", 0)), str(other.get("session", "")))
+        rank = (int(_number(other, "generation")), str(other.get("session", "")))
         if run in self._lost or rank > (self._generations[run], self.session):
             if not self._lost:
                 self.on_takeover(other)
             self._lost.add(run)
             return
-        self._write(run, **end)
+        self._write(run)
 
-    def _write(self, run: str, *, ended: str | None = None, reason: str | None = None) -> None:
+    def _write(self, run: str) -> None:
+        ended, reason = self._end or (None, None)
         facts = {
             "time": time.time(),
             "host": socket.gethostname(),
@@ -155,3 +187,7 @@ class DriverSign:
             "device_seconds": self.progress().get(run, 0.0),
         }
         storage.write(storage.join(run, DRIVER_NAME), json.dumps(facts).encode())
+
+
+def _say_nothing(line: str) -> None:
+    """Of an outage the driver's other requests tell, or the sign's own line."""

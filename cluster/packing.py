@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import hashlib
+import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.attempts import INDEX_NAME, Pack, Point, pack_uri
 from cluster.devices import device_memory, planned_devices
@@ -21,6 +24,12 @@ from stgs.forecast import largest_population
 # Settings of a search, beside its space, that its memory depends on.
 _MEMORY_SETTINGS = ("batch_size", "clip_norm", "dropout", "attention_dropout")
 _PACK_NUMBER = re.compile(r"pack-(\d+)")
+# Of the hexadecimal digest of a cut, in the names of its parts: of one pack there are few cuts.
+_DIGEST_DIGITS = 6
+# Requests to the storage at once, where there are many.
+_STORAGE_THREADS = 16
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 # Settings of a grid that a resume may give more values than the run was begun with.
 GROWING = ("temperatures", "num_samples", "estimators", "seeds", "axes")
 
@@ -141,12 +150,72 @@ def _joined(name: str, there: Sequence[Any], given: Sequence[Any], run: str) -> 
 
 
 def add_packs(run: str, standing: Sequence[Pack], planned: Sequence[Pack]) -> list[Pack]:
-    """Give a run more packs; those that it has stay as they are. Returns all.
+    """Give a run packs, its first or more; those that it has stay as they are. Returns all.
 
     The index comes last: a run killed before has its former packs, and a resume plans the others anew.
     """
-    for pack in planned:
-        storage.write(storage.join(pack_uri(run, pack.name), "pack.json"), pack.to_json())
     packs = [*standing, *planned]
-    storage.write(storage.join(run, "packs", INDEX_NAME), json.dumps([pack.name for pack in packs]).encode())
+    _write(run, planned, packs)
     return packs
+
+
+def split_packs(run: str, packs: Sequence[Pack], devices: int, finished: Collection[str]) -> list[Pack]:
+    """Split the unfinished packs of a run so that up to `devices` of them can be searched side by side.
+
+    packs: all packs of the run, in order. finished: ids of the points with a result. A part holds points without one,
+    and goes on from the newest state of the pack that it was split off; packs are never merged. Returns the packs of
+    the run after that.
+
+    Two drivers may split the same pack in two ways at once. The parts are named after what they hold, so each finds its
+    own, and the index that was written last counts; points that it does not hold are planned anew by a resume, and lose
+    the states that they had under the other's names, but no result.
+    """
+    waiting = {pack.name: [point for point in pack.points if point.id not in finished] for pack in packs}
+    pieces = {name: 1 for name, points in waiting.items() if points}
+    splittable = sum(len(waiting[name]) for name in pieces)
+    for _ in range(len(pieces), min(devices, splittable)):
+        largest = max(pieces, key=lambda name: len(waiting[name]) / pieces[name])
+        pieces[largest] += 1
+    after: list[Pack] = []
+    for pack in packs:
+        count = pieces.get(pack.name, 1)
+        after += [pack] if count == 1 else _parts(pack, waiting[pack.name], count)
+    new = [pack for pack in after if pack not in packs]
+    if new:
+        _write(run, new, after)
+    return after
+
+
+def _parts(pack: Pack, waiting: Sequence[Point], count: int) -> list[Pack]:
+    """`count` packs of the points of `pack` that wait, and one of the others, so that the run's packs hold every point.
+
+    The number of the part and a digest of the cut make the name.
+    """
+    cuts = [len(waiting) * number // count for number in range(count + 1)]
+    parts = [(str(number), tuple(waiting[start:end])) for number, (start, end) in enumerate(itertools.pairwise(cuts))]
+    others = tuple(point for point in pack.points if point not in waiting)
+    parts += [("done", others)] if others else []
+    digest = hashlib.sha256(repr([[point.id for point in points] for _, points in parts]).encode()).hexdigest()
+    return [Pack(f"{pack.name}.{part}-{digest[:_DIGEST_DIGITS]}", points, pack.name) for part, points in parts]
+
+
+def _write(run: str, new: Sequence[Pack], packs: Sequence[Pack]) -> None:
+    side_by_side(lambda pack: storage.write(storage.join(pack_uri(run, pack.name), "pack.json"), pack.to_json()), new)
+    storage.write(storage.join(run, "packs", INDEX_NAME), json.dumps([pack.name for pack in packs]).encode())
+
+
+def pack_names(run: str) -> list[str]:
+    """The names of a run's packs, in order, as its index has them now; none before they are fixed."""
+    try:
+        names: list[str] = json.loads(storage.read(storage.join(run, "packs", INDEX_NAME)))
+    except FileNotFoundError:
+        return []
+    return names
+
+
+def side_by_side(work: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
+    """What `work` returns for each item, in their order. Storage is waited for side by side where there are many."""
+    if len(items) < _STORAGE_THREADS:
+        return [work(item) for item in items]
+    with concurrent.futures.ThreadPoolExecutor(_STORAGE_THREADS) as threads:
+        return list(threads.map(work, items))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cluster.session import set_data_defaults
 from data_prep import boxes, storage
-from data_prep.storage import InputError
+from data_prep.storage import CredentialsError, InputError
 
 # Reading tasks of one reader, and parts that it holds ready.
 _AHEAD = 2
@@ -66,6 +66,8 @@ def _read_part(item: Any) -> Arrays:
     unchecked = (uri, sha256) not in _checked
     try:
         table = boxes.read_table(uri, ["frames", "spectrogram"], sha256=sha256 if unchecked else None)
+    except CredentialsError:
+        raise  # no fault of the part: the search goes on with another attempt
     except InputError as error:
         return {_REFUSED: np.array([str(error)])}
     _checked.add((uri, sha256))

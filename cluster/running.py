@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.attempt_record import dispensable, epoch_line, point_facts, write_event_files
+from cluster.attempt_record import (
+    STORAGE_ERRORS,
+    dispensable,
+    epoch_line,
+    in_passing,
+    last_words,
+    point_facts,
+    write_event_files,
+)
 from cluster.attempts import Attempt, Point
 from cluster.stopping import Stop, StopCheck
-from data_prep.storage import NoSpaceError, UnreachableError
+from data_prep.storage import UnreachableError
 from stgs.population import PopulationSearch, Row
 
 if TYPE_CHECKING:
@@ -20,8 +27,9 @@ if TYPE_CHECKING:
 Ended = Literal["complete", "stopped", "drained", "failed"]
 # Watchers take an attempt without a sign for a minute for dead.
 HEARTBEAT_SECONDS = 15.0
-# A file for each point: every epoch of a fast search would wait for them.
+# A file for each point: every epoch of a fast search would wait for them. They take a twentieth of the time at most.
 EVENT_FILE_SECONDS = 30.0
+_EVENT_FILES_SHARE = 1 / 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,8 @@ class Running:
         self._trouble: Stop | None = None
         # Epoch and update of the last state, and when it was written.
         self._saved, self._saved_at = (search.epoch, search.update), time.monotonic()
-        self._rows_shown, self._shown_at = 0, -EVENT_FILE_SECONDS
+        self._has_saved = False
+        self._rows_shown, self._show_at = 0, time.monotonic()
         self._since = time.perf_counter()
         self._beat()
 
@@ -101,6 +110,9 @@ class Running:
         if self._writes:
             epoch = self.search.epoch
             self.attempt.log(epoch_line(epoch, self._job.config.epochs, self.points, rows))
+            # Before the state: after a death, no epoch that need not be run again is missing from the logs.
+            with in_passing():
+                self.attempt.write_log()
             if self.search.finished or epoch % self._job.checkpoint_epochs == 0 or self._minutes_are_over():
                 self._save()
             self._beat()
@@ -113,14 +125,25 @@ class Running:
             self._count()
             if self._writes and self._trouble is None:
                 self._save()
-                self.stop = self._trouble or self.stop
+                if self._trouble is not None:
+                    # A run that is to end goes on nowhere.
+                    self.stop = Stop(min(self.stop.scope, self._trouble.scope, key="run".__ne__), self._trouble.reason)
         self.stop = self._workers.from_first(self.stop)
         self.end("stopped" if self.stop.scope == "run" else "drained", self.stop.reason)
 
     def end_in_trouble(self, stop: Stop) -> None:
         """End because storage takes nothing more."""
-        self._trouble = stop
-        self.end("stopped", stop.reason)
+        self.end("stopped" if stop.scope == "run" else "drained", stop.reason)
+
+    def stop_after(self, error: Exception) -> Stop:
+        """What to do where storage does not take this attempt's work.
+
+        Where it fell silent after it had taken a state of this attempt, this machine may be what is cut off: the search
+        goes on elsewhere. That cannot go round for ever, for each time a state was saved; an attempt that cannot even
+        begin ends the run, as one does that meets a storage that is full or closed.
+        """
+        elsewhere = self._has_saved and isinstance(error, UnreachableError)
+        return Stop("node" if elsewhere else "run", str(error))
 
     def end(self, ended: Ended, reason: str | None = None) -> None:
         """The attempt is over."""
@@ -128,12 +151,9 @@ class Running:
             return
         where = f"at update {self.search.update} after {self.search.epoch} epochs"
         self.attempt.log(f"{ended} {where}" + (f": {reason}" if reason else ""))
-        self._beat(ended, reason)
-        with self._last_words():
+        with last_words(self._job.patience_s):
+            self._write_signs(ended, reason)
             self._write_event_files()
-
-    def _last_words(self) -> AbstractContextManager[None]:
-        return dispensable(patiently=self._trouble is None)
 
     def progress(self) -> dict[str, Any]:
         """How far the attempt is, in a few numbers; dev_auc is None where no point has a finite one."""
@@ -174,23 +194,34 @@ class Running:
         }
         try:
             self.attempt.write_state(self.search.update, state)
-        except (UnreachableError, NoSpaceError) as error:
-            self._trouble = Stop("run", str(error))
+        except STORAGE_ERRORS as error:
+            self._trouble = self.stop_after(error)
             return
+        self._has_saved = True
         self._saved, self._saved_at = (self.search.epoch, self.search.update), time.monotonic()
-        if self._saved_at - self._shown_at >= EVENT_FILE_SECONDS:
-            with dispensable():
+        if self._saved_at >= self._show_at:
+            with in_passing():
                 self._write_event_files()
 
     def _write_event_files(self) -> None:
-        if len(self.search.rows) > self._rows_shown:
-            write_event_files(self.attempt, self.points, self.search.rows, self._start)
-            self._rows_shown, self._shown_at = len(self.search.rows), time.monotonic()
+        begin, rows = time.monotonic(), len(self.search.rows)
+        if rows > self._rows_shown:
+            try:
+                write_event_files(self.attempt, self.points, self.search.rows, self._start)
+                self._rows_shown = rows
+            finally:
+                now = time.monotonic()
+                self._show_at = now + max(EVENT_FILE_SECONDS, (now - begin) / _EVENT_FILES_SHARE)
 
-    def _beat(self, ended: Ended | None = None, reason: str | None = None) -> None:
+    def _beat(self) -> None:
+        """Say that the attempt is alive."""
+        if self._writes:
+            with in_passing():
+                self._write_signs()
+            self._beaten_at = time.monotonic()
+
+    def _write_signs(self, ended: Ended | None = None, reason: str | None = None) -> None:
         """Write the heartbeat, and the log, which may have lines that are not in storage."""
-        if not self._writes:
-            return
         facts = {
             **self.progress(),
             "session": self._job.session,
@@ -204,6 +235,5 @@ class Running:
             "reason": reason,
         }
         for write in (lambda: self.attempt.heartbeat(**facts), self.attempt.write_log):
-            with dispensable() if ended is None else self._last_words():
+            with dispensable():
                 write()
-        self._beaten_at = time.monotonic()

@@ -15,13 +15,20 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from ray.exceptions import RayError
 
-from cluster.attempt_record import FRUITLESS_ATTEMPTS, dispensable, fruitless_attempts
+from cluster.attempt_record import (
+    FRUITLESS_ATTEMPTS,
+    STORAGE_ERRORS,
+    dispensable,
+    fruitless_attempts,
+    in_passing,
+    last_words,
+)
 from cluster.attempts import Attempt, Pack, Point, open_points, write_failure
 from cluster.features import Split
 from cluster.running import Running, Seconds
 from cluster.stopping import Stop, StopCheck, never
 from data_prep import storage
-from data_prep.storage import NoSpaceError, UnreachableError
+from data_prep.storage import CredentialsError, NoSpaceError, UnreachableError
 from stgs.clips import ClipSet
 from stgs.config import InputError, SearchConfig
 from stgs.genotype import count_macs, count_parameters
@@ -35,6 +42,19 @@ if TYPE_CHECKING:
 
 Report = Callable[[dict[str, Any]], None]
 Made = TypeVar("Made")
+
+
+# Words of RuntimeErrors that are about the device, or its driver, as PyTorch and the libraries below it say it.
+_OF_DEVICES = (
+    "CUDA error", "CUDA driver", "No CUDA GPUs", "cudaGetDeviceCount", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS",
+    "NCCL error",
+)  # fmt: skip
+
+
+class DeviceLostError(RuntimeError):
+    """The device failed, not the search. A process that has met a CUDA error meets it at every later use of the device,
+    so this one must end; the search goes on in another.
+    """
 
 
 class SearchFailedError(RuntimeError):
@@ -81,9 +101,10 @@ def search_pack(
 
     Returns:
         None where every point has a result or failed.json. Otherwise why the search stopped, where a state was saved
-        (or could not be, because storage does not answer, or is full).
+        (or could not be, because storage does not answer, is full, or is closed to these credentials).
 
     Raises:
+        DeviceLostError: the device failed; this process must end, and the search be begun again in another.
         PeerLostError, RayError: another worker, or a task that reads clips, is gone; the search has to be begun again.
         UnreachableError, NoSpaceError: the same with several workers, where one of them cannot read its clips.
         SearchFailedError: with several workers, after an error whose sentence stands in failed.json.
@@ -104,7 +125,7 @@ def search_pack(
         # Not the search's own: another worker, or a task that reads its clips, is gone. Attempts without success count.
         _note(begun, f"{type(error).__name__}: {error}")
         raise
-    except (UnreachableError, NoSpaceError) as error:
+    except (UnreachableError, NoSpaceError, CredentialsError) as error:
         # From a search that reads its clips while it runs. The other workers wait for one that goes on.
         _note(begun, str(error))
         if workers.world > 1:
@@ -113,6 +134,10 @@ def search_pack(
             begun.running.end_in_trouble(Stop("run", str(error)))
         return Stop("run", str(error))
     except Exception as error:  # the search's own, of whatever kind: it would come again in every attempt
+        if _is_of_device(error):
+            # An attempt that says no more than this counts as one that died.
+            _note(begun, "".join(traceback.format_exception(error)).rstrip())
+            raise DeviceLostError(f"the device failed ({type(error).__name__}: {_first_line(error)})") from None
         return _fail(begun, job, error, workers)
 
 
@@ -167,15 +192,21 @@ def _begin(begun: _Begun, job: PackJob, workers: Workers) -> bool:
     return bool(begun.points)
 
 
-def _by_first(make: Callable[[], Made], workers: Workers) -> Made:
+def _end_the_run(error: Exception) -> Stop:
+    return Stop("run", str(error))
+
+
+def _by_first(
+    make: Callable[[], Made], workers: Workers, stop_after: Callable[[Exception], Stop] = _end_the_run
+) -> Made:
     """What `make` returns in the first worker, in every worker; where storage fails it, all of them stop."""
     made: Made | None = None
     stop = None
     if workers.rank == 0:
         try:
             made = make()
-        except (UnreachableError, NoSpaceError) as error:
-            stop = Stop("run", str(error))
+        except STORAGE_ERRORS as error:
+            stop = stop_after(error)
     made, stop = workers.from_first((made, stop))
     if stop is not None:
         raise _StopError(stop)
@@ -209,12 +240,12 @@ def _search(
         if workers.rank == 0:
             _of_engine(partial(report, running.progress()))
     try:
-        _by_first(lambda: _commit(attempt, points, search, running.seconds, job), workers)
+        _by_first(lambda: _commit(attempt, points, search, running.seconds, job), workers, running.stop_after)
     except _StopError as stopped:
         running.end_in_trouble(stopped.stop)
         raise
     if workers.rank == 0:
-        with dispensable(patiently=True):
+        with dispensable():
             attempt.drop_states()
     running.end("complete")
     return None
@@ -232,15 +263,26 @@ def _note(begun: _Begun, line: str) -> None:
     """A last line in the log of an attempt that is given up here, if it has begun."""
     if begun.points:
         begun.attempt.log(line)
-        with dispensable():
+        with in_passing():
             begun.attempt.write_log()
+
+
+def _is_of_device(error: Exception) -> bool:
+    """Whether an error is the device's; of too little memory it is the search's, which would need as much again."""
+    if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or any(words in str(error) for words in _OF_DEVICES)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _fail(begun: _Begun, job: PackJob, error: Exception, workers: Workers) -> Stop | None:
     """Tell an error of the search in its points' files. Returns a stop where storage does not take that."""
     if not begun.points:  # nothing is begun: whoever called must tell it
         raise error
-    told = str(error).strip().partition("\n")[0]
+    told = _first_line(error)
     if not isinstance(error, InputError | storage.InputError):
         # Wrong input is told in one sentence; anything else needs the place where it happened.
         told = f"{type(error).__name__}: {told}; see {begun.attempt.relative}/{begun.attempt.log_name}"
@@ -249,12 +291,12 @@ def _fail(begun: _Begun, job: PackJob, error: Exception, workers: Workers) -> St
         with storage.patient(job.patience_s):
             for point in begun.points:
                 write_failure(job.run, point.id, told, job.session)
-    except (UnreachableError, NoSpaceError) as unwritten:
+    except STORAGE_ERRORS as unwritten:
         return Stop("run", f"{told}; {unwritten}")
     finally:
         if begun.running is not None:
             begun.running.end("failed", told)
-        with storage.patient(job.patience_s), dispensable(patiently=True):
+        with last_words(job.patience_s):
             begun.attempt.write_log()
     if workers.world > 1:
         raise SearchFailedError(told) from error

@@ -27,6 +27,7 @@ from ray.exceptions import AuthenticationError
 from data_prep.storage import InputError
 
 LOG_NAME = "ray.log"
+_CLIENT = "ray://"
 _MEBIBYTE = 2**20
 _REACHABLE_S = 10.0
 _SMALLEST_STORE, _LARGEST_STORE = 150 * _MEBIBYTE, 8192 * _MEBIBYTE
@@ -51,14 +52,20 @@ def connect(
     under its session directory). verbose: they go to standard error instead.
 
     Where Ray is connected already, by an enclosing `connect` or by a test, that connection is used and left alone.
-    Raises InputError if there is no cluster at `address`, if it refuses this program's token (RAY_AUTH_TOKEN_PATH or
-    RAY_AUTH_TOKEN), or if `num_cpus` is given for a cluster that runs already.
+    Raises InputError if `address` is one of Ray's client (ray://), if there is no cluster there, if it refuses this
+    program's token (RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN), or if `num_cpus` is given for a cluster that runs already.
     """
     if ray.is_initialized():
         set_data_defaults()
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith(_CLIENT):
+        # Tune and Train would run in a process of the head, which hears of no stop that this one is asked for.
+        raise InputError(
+            f"the address {address} is one of Ray's client, which cannot drive a search; run this on a node of the "
+            "cluster (by 'stgs submit', or with --address auto)."
+        )
     if address != "local" and num_cpus is not None:
         raise InputError(
             f"num_cpus is {num_cpus}, but the cluster at {address} has its own number of CPUs; leave num_cpus out."
@@ -93,7 +100,7 @@ def _initialise(address: str, num_cpus: int | None, verbose: bool) -> None:
 
 def _check_reachable(address: str) -> None:
     """Raise InputError if nothing listens at HOST:PORT: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if host and port.isdigit():
         try:
             socket.create_connection((host, int(port)), timeout=_REACHABLE_S).close()

@@ -40,7 +40,8 @@ class SearchSettings:
     num_steps, channels: size of the space. length: positions of a sequence feature, a divisor of the box's, to which
     neighbouring ones are max-pooled (default: the box's). device: `auto`, `cpu` or `cuda`. threads: of a CPU process;
     the bits depend on it. checkpoint_epochs: epochs between two saved states. checkpoint_minutes: a
-    state is also saved inside an epoch after so long, above 0 (default, and with --finetune: only after epochs).
+    state is also saved inside an epoch after so long, above 0 (default: only after epochs); a search of backbones that
+    goes on from there reads the epoch's clips from the first one on, but trains on those that come next alone.
     """
 
     preset: str = "default"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 import time
 import uuid
@@ -27,6 +28,9 @@ class Stop:
     scope: Literal["run", "node"]
     reason: str
 
+
+# A flag is a sentence.
+_MOST_FLAG_BYTES = 65536
 
 StopCheck = Callable[[], Stop | None]
 """Says whether to stop now; asked between steps, so it must not wait for anything."""
@@ -83,16 +87,34 @@ def raise_node_flag(node_id: str, reason: str, expires: float) -> None:
     path = node_flag_path(node_id)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(json.dumps({"reason": reason, "expires": expires}))
+        # Nobody else may write it; where root watches the machine, the user whose work runs there must read it.
+        mode = 0o644 if os.geteuid() == 0 else 0o600
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+        with open(descriptor, "w") as file:
+            file.write(json.dumps({"reason": reason, "expires": expires}))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def node_stop(node_id: str, now: Callable[[], float] = time.time) -> Stop | None:
-    """The stop that the node's flag asks for; None where there is none, or one that has expired."""
+    """The stop that the node's flag asks for; None where there is none, or one that has expired.
+
+    Its folder is anybody's to write in: a flag that neither this user nor root has made, or that is damaged, is none.
+    """
     try:
-        flag = json.loads(node_flag_path(node_id).read_text())
-    except FileNotFoundError:
+        # Neither a link nor a pipe, which would never end, is followed.
+        descriptor = os.open(node_flag_path(node_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
         return None
-    return Stop("node", str(flag["reason"])) if now() < flag["expires"] else None
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
+            return None
+        flag = json.loads(os.read(descriptor, _MOST_FLAG_BYTES))
+        reason, expires = str(flag["reason"]), float(flag["expires"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    finally:
+        os.close(descriptor)
+    return Stop("node", reason) if now() < expires else None

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import ray
 
 from cluster.attempts import Pack
-from cluster.board import BoardLink
+from cluster.board import BoardLink, GivenUpError
 from cluster.features import Split
-from cluster.search_loop import PackJob, search_pack
+from cluster.search_loop import DeviceLostError, PackJob, SearchFailedError, search_pack
 from cluster.stopping import Stop, StopCheck, StopWatch, node_stop
+from data_prep.storage import InputError, NoSpaceError, UnreachableError
+from stgs.parallel import PeerLostError, default_workers
 
 Trial = tuple[PackJob, Pack]
 # A trial on a node that leaves waits so long before it asks for another one: trying again at once would only find the
 # same node, until the cluster has taken it out.
 _LEAVING_WAIT_S = 5.0
+# Ends of a worker for which its group begins again: the run directory counts them, or says why its points failed.
+_COUNTED = (
+    DeviceLostError,
+    PeerLostError,
+    ray.exceptions.RayError,
+    SearchFailedError,
+    UnreachableError,
+    NoSpaceError,
+)
 
 
 class NodeLeavingError(RuntimeError):
@@ -32,39 +44,67 @@ def run_trial(trial: Trial, train: Split | None, dev: Split | None, board: Any) 
 
     Raises:
         NodeLeavingError: the node leaves, and the trial is to be started again on another one.
+        DeviceLostError: this process can no longer use its device, and the trial is to be started in another one.
     """
     job, pack = trial
     leaving = _node_flag()
     link = BoardLink(board, job.run, pack)
-    stop, failure = link.begin() or leaving(), None
+    stop: Stop | None = None
+    failure: str | None = None
     try:
+        stop = link.begin() or leaving()
         if stop is None:
             stop = search_pack(job, pack, train, dev, link.report, StopWatch([link, leaving]))
+    except DeviceLostError:
+        # Tune gives the next trial a new process then; the run directory counts such ends.
+        raise
     except Exception as error:
         # Not told in the run directory, and every new try at this pack would meet it, too: the driver tells it.
-        failure = f"{type(error).__name__}: {error}"
+        failure = _told(error)
         traceback.print_exc()
     finally:
         link.end(stop, failure)
     _leave(stop)
 
 
-def run_worker(trial: Trial, train: Split | None, dev: Split | None, board: Any, rank: int, world: int) -> None:
-    """Like `run_trial`, in one of `world` processes that share the search. They stop together, inside `search_pack`."""
+def run_worker(
+    trial: Trial, load: Callable[[], tuple[Split | None, Split | None]], board: Any, rank: int, world: int
+) -> None:
+    """Like `run_trial`, in one of `world` processes that share the search. They stop together, inside `search_pack`.
+
+    load: prepares the process and returns train and dev. What it raises, and what the search raises by itself, the
+    board is told, by whichever worker: the driver ends the group, which would be started again for it, for ever.
+    """
     job, pack = trial
-    checks: list[StopCheck] = [_node_flag()]
-    link = BoardLink(board, job.run, pack, world) if rank == 0 else None
-    stop = None
-    if link is not None:
-        link.begin()
-        checks.insert(0, link)
+    link = BoardLink(board, job.run, pack, world)
     try:
-        report = (lambda row: None) if link is None else link.report
-        stop = search_pack(job, pack, train, dev, report, StopWatch(checks))
-    finally:
-        if link is not None:
-            link.end(stop)
+        first = link.begin() if rank == 0 else None
+        train, dev = load()
+        checks: list[StopCheck] = [link, _node_flag()] if rank == 0 else [_node_flag()]
+        stop = default_workers().from_first(first)
+        if stop is None:
+            report = link.report if rank == 0 else _not_reported
+            stop = search_pack(job, pack, train, dev, report, StopWatch(checks))
+    except _COUNTED:
+        raise
+    except Exception as error:
+        link.end(failure=_told(error))
+        if world > 1:  # the others wait for this one: the group must end
+            raise
+        traceback.print_exc()
+        return
+    if rank == 0:
+        link.end(stop)
     _leave(stop)
+
+
+def _not_reported(row: dict[str, Any]) -> None:
+    """The first worker reports for all."""
+
+
+def _told(error: Exception) -> str:
+    """A sentence of wrong input stands alone; what else an error says needs its kind."""
+    return str(error) if isinstance(error, InputError | GivenUpError) else f"{type(error).__name__}: {error}"
 
 
 def _node_flag() -> StopCheck:

@@ -5,9 +5,9 @@ and moved (`write`) or hard-linked (`create`) into place; on S3 one PUT does the
 Nothing is ever renamed on S3, and no listing is cached: another process may write at any time.
 
 Endpoint and credentials of S3 come from the environment (AWS_*) and appear in no message. Every function raises
-InputError where they are missing or refused, or where there is no such bucket; UnreachableError where S3, or a disk,
-does not answer after some seconds of attempts (`patient` makes more of them), or breaks off; and NoSpaceError where
-there is no room for what is written.
+InputError where they are missing or refused (CredentialsError, one of its kind, where that may pass), or where there is
+no such bucket; UnreachableError where S3, or a disk, does not answer after some seconds of attempts (`patient` makes
+more of them), or breaks off; and NoSpaceError where there is no room for what is written.
 """
 
 import builtins
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from data_prep.storage_errors import S3, local_errors, raise_if_silent, s3_code, s3_errors
+from data_prep.storage_errors import CredentialsError as CredentialsError
 from data_prep.storage_errors import InputError as InputError
 from data_prep.storage_errors import NoSpaceError as NoSpaceError
 from data_prep.storage_errors import UnreachableError as UnreachableError
@@ -116,8 +117,13 @@ def _s3(uri: str, *, key: bool = False, once: bool = False) -> Iterator[Any]:
     bucket, _, name = uri.removeprefix(S3).rstrip("/").partition("/")
     if not bucket or (key and not name):
         raise InputError(f"{uri!r} names no object of a bucket; give s3://bucket/key.")
-    with s3_errors(uri):
-        yield _file_system(once)
+    try:
+        with s3_errors(uri):
+            yield _file_system(once)
+    except CredentialsError:
+        # A connection keeps what it was made with: the next use makes a new one.
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        raise
 
 
 def _file_system(once: bool = False) -> Any:

@@ -14,6 +14,8 @@ _BAD_CREDENTIALS = (
     "TokenRefreshRequired",
 )
 """S3's error codes that say that the credentials themselves are wrong, whatever they are used for."""
+_PASSING = ("ExpiredToken", "RequestTimeTooSkewed", "TokenRefreshRequired")
+"""Those of them that temporary credentials and clocks get over: new ones are on their way."""
 _OVERLOADED = (
     "InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling",
     "ThrottlingException", "TooManyRequests", "429", "500", "502", "503", "504",
@@ -34,6 +36,10 @@ _NO_ANSWER = (
 
 class InputError(ValueError):
     """Wrong input from a user: one sentence naming the file or field, the value, and the way out."""
+
+
+class CredentialsError(InputError):
+    """Credentials that are missing or expired now: wrong input, unless it has worked before and comes back soon."""
 
 
 class UnreachableError(RuntimeError):
@@ -87,16 +93,11 @@ def s3_errors(uri: str) -> Iterator[None]:
         raise _silent(uri) from None
     except exceptions.ParamValidationError:
         raise InputError(f"{uri!r} is no name that S3 allows; give s3://bucket/key.") from None
-    except (
-        exceptions.NoCredentialsError,
-        exceptions.PartialCredentialsError,
-        exceptions.CredentialRetrievalError,
-        exceptions.ProfileNotFound,
-    ) as error:
-        raise InputError(
-            f"{uri} cannot be used without credentials ({type(error).__name__}); set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
-        ) from None
+    except (exceptions.NoCredentialsError, exceptions.CredentialRetrievalError) as error:
+        # From a machine's own service, which may fail for a moment.
+        raise CredentialsError(_without_credentials(uri, error)) from None
+    except (exceptions.PartialCredentialsError, exceptions.ProfileNotFound) as error:
+        raise InputError(_without_credentials(uri, error)) from None
     except ValueError as error:
         if not str(error).startswith("Invalid endpoint"):
             raise
@@ -114,6 +115,13 @@ def s3_code(error: OSError) -> str:
     return str(answer.get("Error", {}).get("Code", ""))
 
 
+def _without_credentials(uri: str, error: Exception) -> str:
+    return (
+        f"{uri} cannot be used without credentials ({type(error).__name__}); set AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+    )
+
+
 def _silent(uri: str) -> UnreachableError:
     return UnreachableError(f"{uri}: S3 does not answer; check the network and AWS_ENDPOINT_URL.")
 
@@ -125,7 +133,8 @@ def _told(uri: str, error: OSError) -> InputError | UnreachableError | NoSpaceEr
         bucket = uri.removeprefix(S3).partition("/")[0]
         return InputError(f"{uri}: there is no bucket {bucket!r}; make it, or correct the name or AWS_ENDPOINT_URL.")
     if code in _BAD_CREDENTIALS:
-        return InputError(f"{uri}: S3 refuses the credentials ({code}); correct the AWS_* environment variables.")
+        kind = CredentialsError if code in _PASSING else InputError
+        return kind(f"{uri}: S3 refuses the credentials ({code}); correct the AWS_* environment variables.")
     if code in _FULL:
         return NoSpaceError(
             f"{uri} cannot be written, the storage is full ({code}); free some space or raise the quota, then run it "

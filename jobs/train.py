@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,9 +29,10 @@ from cluster.limits import RunLimits
 from cluster.runs import read_config, read_hints
 from cluster.session import connect
 from cluster.settings import GridConfig, config_from_dict
+from cluster.stopping import Stop
 from data_prep import storage
 from data_prep.storage import InputError
-from jobs.cli import PARTLY, Outcome, SessionOptions, group, option, run_command
+from jobs.cli import PARTLY, STOPPED, Outcome, SessionOptions, group, option, run_command
 from stgs.config import FoundConfig
 
 
@@ -58,8 +59,9 @@ def run(config: TrainJobConfig) -> Outcome:
     rows = {GRID: read_grid(run_uri)}
     with connect(**config.session.connect_arguments(run_uri)):
         searched = _search_controls(run_uri, config, grid, source)
-        if any(result.stop is not None for result in searched.values()):
-            raise KeyboardInterrupt
+        stopped = next((result.stop for result in searched.values() if result.stop is not None), None)
+        if stopped is not None:
+            return _stopped(config, searched.values(), stopped)
         rows |= {arm: searched[arm_uri(run_uri, arm)].rows for arm in config.controls if arm != RANDOM}
         jobs = [job for arm, found in rows.items() for job in grid_jobs(run_uri, arm, found)]
         if RANDOM in config.controls:
@@ -112,6 +114,17 @@ def _search_controls(
     grids = control_grids(run_uri, config_of_controls, config.controls, source, shuffles=config.shuffles)
     limits = RunLimits(takeover=True)
     return run_grids(grids, source, resume=True, title="controls", limits=limits) if grids else {}
+
+
+def _stopped(config: TrainJobConfig, searched: Collection[GridResult], stop: Stop) -> Outcome:
+    """What is told where the searches of the controls have ended early."""
+    finished = sum(len(result.rows) for result in searched)
+    points = sum(len(result.rows) + len(result.failed) + result.unfinished for result in searched)
+    text = (
+        f"stopped early: {stop.reason}; {finished} of the controls' {points} points have a result, go on with the same "
+        "command."
+    )
+    return Outcome({"run": config.run, "stopped": stop.reason, "unfinished": points - finished}, text, STOPPED)
 
 
 def _facts(job: NetworkJob, run_uri: str) -> dict[str, Any]:

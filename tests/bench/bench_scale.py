@@ -16,10 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.attempts import Pack, Point, point_uri, write_packs
+from cluster.attempts import Pack, Point, point_uri
 from cluster.driving import driving
 from cluster.engines import search_with_tune
 from cluster.features import open_features
+from cluster.packing import add_packs
 from cluster.search_loop import PackJob
 from cluster.session import connect
 from cluster.settings import SearchSettings
@@ -36,7 +37,7 @@ def drive(address: str, folder: Path, points: int) -> dict[str, float]:
     source = open_features(*make_features(folder / "planted"))
     run = str(folder / "run")
     packs = [Pack(f"pack-{number:05d}", (Point(10.0, number + 1, "stgs", 0),)) for number in range(points)]
-    for pack in write_packs(run, packs):
+    for pack in add_packs(run, [], packs):
         storage.create(point_uri(run, pack.points[0].id, "result.json"), b"{}")
     settings = SearchSettings(channels=8, device="cpu")
     job = PackJob(run=run, space=settings.space(source), config=SearchConfig(epochs=1), device="cpu", threads=1)

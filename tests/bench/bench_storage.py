@@ -14,9 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cluster.attempts import Pack, Point, write_packs
+from cluster.attempts import Pack, Point
 from cluster.features import open_features
-from cluster.packing import pack_job
+from cluster.packing import add_packs, pack_job
 from cluster.search_loop import search_pack
 from cluster.settings import SearchSettings
 from data_prep import storage
@@ -43,7 +43,7 @@ def count(points: int, epochs: int) -> list[Counter[str]]:
         settings = SearchSettings(device="cpu", channels=4, search=SearchConfig(epochs=epochs))
         pack = Pack("pack-0000", tuple(Point(10.0, 2, "stgs", seed) for seed in range(points)))
         run = storage.join(folder, "run")
-        write_packs(run, [pack])
+        add_packs(run, [], [pack])
         with storage.observed(note):
             search_pack(pack_job(run, settings, source, pack), pack, splits["train"], splits["dev"], report)
     return requests

@@ -25,7 +25,7 @@ PREPARE_SECONDS = 1 / 3.6
 # A point more on 20 nodes; driver and Ray up and down; a trial's first epoch (make scale, make bench: bench_ray).
 RAY_SECONDS_A_POINT = 0.15
 RAY_START_SECONDS = 10.0
-# Requests of one pack, with its file, of a point, and of an epoch (python -m tests.bench.bench_storage); a GET and a PUT
+# Requests of one pack with its file, of a point, of an epoch (python -m tests.bench.bench_storage); a GET and a PUT
 # of each point are the driver's, when it gathers.
 REQUESTS_A_PACK = {"PUT": 7, "GET": 0, "LIST": 4, "DELETE": 2}
 REQUESTS_A_POINT = {"PUT": 4, "GET": 3, "LIST": 0, "DELETE": 0}

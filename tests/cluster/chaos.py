@@ -28,9 +28,10 @@ from typing import IO, Any
 import torch
 from ray.cluster_utils import Cluster
 
-from cluster.attempts import read_packs, read_result, write_packs
+from cluster.attempts import read_packs, read_result
 from cluster.features import FeatureSource, open_features
 from cluster.grid import pack_job, plan_packs
+from cluster.packing import add_packs
 from cluster.search_loop import search_pack
 from cluster.settings import GridConfig, SearchSettings
 from data_prep import boxes, storage
@@ -211,7 +212,7 @@ def search_undisturbed(run: Path, config: GridConfig, source: FeatureSource) -> 
     """The same grid in this process, without Ray."""
     torch.set_num_threads(config.settings.threads)
     splits = source.load_splits(("train", "dev"))
-    for pack in write_packs(str(run), plan_packs(config, config.settings, source)):
+    for pack in add_packs(str(run), [], plan_packs(config, config.settings, source)):
         job = pack_job(str(run), config.settings, source, pack)
         search_pack(job, pack, splits["train"], splits["dev"], lambda row: None)
 

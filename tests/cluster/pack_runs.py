@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.attempts import Pack, Point, read_failure, read_heartbeat, read_result, write_packs
+from cluster.attempts import Pack, Point, read_failure, read_heartbeat, read_result
 from cluster.features import FeatureSource
+from cluster.packing import add_packs
 from cluster.search_loop import PackJob, search_pack
 from cluster.settings import SearchSettings
 from cluster.stopping import Stop, StopCheck, never
@@ -32,7 +33,7 @@ class Runs:
 
     def __init__(self, run: Path, source: FeatureSource) -> None:
         self.run, self.source = run, source
-        write_packs(str(run), [PACK])
+        add_packs(str(run), [], [PACK])
 
     def search(self, stop: StopCheck = never, report: Callable[[dict], None] = lambda row: None, **job: Any) -> Any:
         """One attempt, which does not wait for storage; `job`: fields of the job."""

@@ -20,19 +20,17 @@ from cluster.attempts import (
     read_heartbeat,
     read_packs,
     read_result,
-    split_packs,
     write_failure,
-    write_packs,
 )
+from cluster.packing import add_packs, split_packs
 from data_prep import storage
-from data_prep.storage import InputError
 
 PACK = Pack("pack-0000", (Point(10.0, 15, "stgs", 0), Point(20.0, 5, "stgs", 0, 3)))
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> str:
-    write_packs(str(tmp_path), [PACK])
+    add_packs(str(tmp_path), [], [PACK])
     return str(tmp_path)
 
 
@@ -69,7 +67,7 @@ def test_long_ids_are_cut_and_differ(run: str) -> None:
 def test_options_survive_the_pack_s_file(tmp_path: Path) -> None:
     options = (("operations", ("sum", "attention")), ("earlier_cells", False), ("dropout", 0.25))
     pack = Pack("pack-0000", (Point(10.0, 15, "stgs", 0, options=options),))
-    write_packs(str(tmp_path), [pack])
+    add_packs(str(tmp_path), [], [pack])
     assert read_packs(str(tmp_path)) == [pack]
     assert hash(read_packs(str(tmp_path))[0].points) == hash(pack.points)
 
@@ -198,20 +196,10 @@ def test_heartbeat_of_the_latest_attempt(run: str) -> None:
     assert beat["time"] > 0
 
 
-def test_packs_are_fixed_once(run: str) -> None:
-    other = [Pack("pack-0000", PACK.points[:1]), Pack("pack-0001", PACK.points[1:])]
-    assert write_packs(run, other) == [PACK]
-    assert read_packs(run) == [PACK]
-    with pytest.raises(InputError, match=r"other points .*temperature-20.* differs"):
-        write_packs(run, [Pack("pack-0000", PACK.points[:1])])
-    assert json.loads((Path(run) / "packs/pack-0000/pack.json").read_text())["name"] == "pack-0000"
-
-
 def test_packs_that_were_written_in_part_are_no_packs(tmp_path: Path) -> None:
-    write_packs(str(tmp_path), [PACK])
+    add_packs(str(tmp_path), [], [PACK])
     (tmp_path / "packs" / INDEX_NAME).unlink()  # as if killed before the last write
     assert read_packs(str(tmp_path)) == []
-    assert write_packs(str(tmp_path), [PACK]) == [PACK]
 
 
 FOUR = Pack("pack-0000", tuple(Point(float(number), 5, "stgs", 0) for number in range(1, 5)))
@@ -220,12 +208,16 @@ FOUR = Pack("pack-0000", tuple(Point(float(number), 5, "stgs", 0) for number in 
 def test_packs_are_split_for_more_devices_and_hold_every_point_once(tmp_path: Path) -> None:
     run = str(tmp_path)
     other = Pack("pack-0001", (Point(9.0, 5, "stgs", 0),))
-    write_packs(run, [FOUR, other])
+    add_packs(run, [], [FOUR, other])
     Attempt.claim(run, other).commit(other.points[0], {})
     Attempt.claim(run, FOUR).commit(FOUR.points[1], {})
-    assert split_packs(run, read_packs(run), 1) == [FOUR, other], "one device has enough to do"
-    after = split_packs(run, read_packs(run), 2)
-    assert [(pack.name, [point.temperature for point in pack.points]) for pack in after] == [
+    finished = {FOUR.points[1].id, other.points[0].id}
+    assert split_packs(run, read_packs(run), 1, finished) == [FOUR, other], "one device has enough to do"
+    after = split_packs(run, read_packs(run), 2, finished)
+    assert [
+        (pack.name.rsplit("-", 1)[0] if pack.parent else pack.name, [point.temperature for point in pack.points])
+        for pack in after
+    ] == [
         ("pack-0000.0", [1.0]),
         ("pack-0000.1", [3.0, 4.0]),
         ("pack-0000.done", [2.0]),
@@ -233,8 +225,6 @@ def test_packs_are_split_for_more_devices_and_hold_every_point_once(tmp_path: Pa
     ]
     assert [pack.parent for pack in after] == ["pack-0000"] * 3 + [None]
     assert read_packs(run) == after
-    # A later resume finds the same points.
-    assert write_packs(run, [FOUR, other]) == after
 
 
 @pytest.mark.parametrize(("devices", "sizes"), [(3, [2, 2, 1]), (4, [1, 1, 2, 1]), (5, [1] * 5), (99, [1] * 5)])
@@ -243,16 +233,16 @@ def test_the_largest_packs_are_split_until_there_is_one_for_each_device(
 ) -> None:
     points = [Point(float(number), 5, "stgs", 0) for number in range(5)]
     packs = [Pack(f"pack-{n}", tuple(own)) for n, own in enumerate((points[:2], points[2:4], points[4:]))]
-    write_packs(str(tmp_path), packs)
-    assert [len(pack.points) for pack in split_packs(str(tmp_path), packs, devices)] == sizes
+    add_packs(str(tmp_path), [], packs)
+    assert [len(pack.points) for pack in split_packs(str(tmp_path), packs, devices, set())] == sizes
 
 
 def test_a_split_pack_goes_on_from_the_states_of_the_whole(tmp_path: Path) -> None:
     run = str(tmp_path)
-    write_packs(run, [FOUR])
+    add_packs(run, [], [FOUR])
     whole = Attempt.claim(run, FOUR)
     whole.write_state(5, {"of": "the whole"})
-    first, second = split_packs(run, [FOUR], 2)
+    first, second = split_packs(run, [FOUR], 2, set())
     attempt = Attempt.claim(run, first)
     assert attempt.newest_state() == {"of": "the whole"}
     attempt.write_state(6, {"of": "the part"})

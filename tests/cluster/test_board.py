@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from cluster import driving
-from cluster.board import Limits, RunBoard, way_on
+from cluster.attempts import Pack
+from cluster.board import BOARD_LOST, SILENT_DEATHS, BoardLink, Limits, RunBoard, way_on
 from cluster.driving import Driver, spent_seconds
 from cluster.limits import RunLimits, worker_range
 from cluster.stopping import Stop
@@ -27,7 +30,8 @@ def beat(seconds: float, epoch: int | None = None, auc: float | None = None, poi
 
 
 def test_the_board_adds_up_what_trials_tell() -> None:
-    board = RunBoard(Limits(spent={"run": 100.0}))
+    board = RunBoard(Limits())
+    board.add_run("run", 100.0)
     assert board.begin(ONE) is None
     assert board.beat(ONE, beat(1.0)) is None
     assert board.facts().dev_auc is None
@@ -43,6 +47,24 @@ def test_the_board_adds_up_what_trials_tell() -> None:
     board.end(ONE, "no luck")
     assert board.facts().running == {TWO}
     assert board.facts().failures == {ONE: "no luck"}
+
+
+def test_a_pack_is_given_up_whose_processes_die_before_they_search() -> None:
+    board = RunBoard(Limits())
+    for _ in range(SILENT_DEATHS - 1):
+        assert board.begin(ONE) is None
+        assert not board.died(ONE, "killed")
+    assert board.facts().running == frozenset(), "what is dead is not waited for"
+    board.begin(ONE)
+    board.beat(ONE, beat(1.0))
+    assert not board.died(ONE, "killed"), "it was heard of: its attempts are counted in the run directory"
+    board.end(ONE)
+    assert not board.died(ONE, "its node leaves"), "an orderly end is no death"
+    for number in range(SILENT_DEATHS):  # before they can say anything at all
+        assert board.died(ONE, "no memory\n left") == (number == SILENT_DEATHS - 1)
+    sentence = "4 processes in a row ended before their search began; the last one: no memory left"
+    assert board.facts().failures == {ONE: sentence}
+    assert board.begin(ONE) == sentence
 
 
 def test_everybody_is_told_to_stop_and_the_first_reason_stays() -> None:
@@ -74,7 +96,8 @@ def test_limits_are_reached() -> None:
     now[0] += 10
     assert board.beat(ONE, beat(1.0)) == Stop("run", "the deadline 2027-01-15 08:00 UTC has passed")
     # Of the whole run: what earlier commands spent, and all trials of this one.
-    budget = RunBoard(Limits(device_hours=2, spent={"run": HOUR}))
+    budget = RunBoard(Limits(device_hours=2))
+    budget.add_run("run", HOUR)
     assert budget.beat(ONE, beat(0.5 * HOUR)) is None
     spent = Stop("run", "the budget of 2 device hours is spent")
     assert budget.beat(TWO, beat(0.5 * HOUR)) == spent
@@ -86,9 +109,9 @@ def test_what_attempts_have_spent_is_read_from_their_heartbeats(tmp_path: Path) 
     for name, content in (("0", {"device_seconds": 2.5}), ("1", {"device_seconds": 1.0}), ("2", {})):
         (tmp_path / "packs" / "pack-0000" / "attempts" / name).mkdir(parents=True)
         (tmp_path / "packs" / "pack-0000" / "attempts" / name / "heartbeat.json").write_text(json.dumps(content))
-    assert spent_seconds([str(tmp_path), str(tmp_path / "new")]) == {str(tmp_path): 3.5, str(tmp_path / "new"): 0.0}
+    assert (spent_seconds(str(tmp_path)), spent_seconds(str(tmp_path / "new"))) == (3.5, 0.0)
     (tmp_path / "driver.json").write_text(json.dumps({"device_seconds": 4.5}))
-    assert spent_seconds([str(tmp_path)]) == {str(tmp_path): 4.5}
+    assert spent_seconds(str(tmp_path)) == 4.5
 
 
 @pytest.mark.parametrize(
@@ -153,6 +176,49 @@ def test_the_driver_is_over_when_no_trial_is_left_or_its_grace_has_passed(monkey
     board.end(ONE)
     other.look()
     assert (other.stop, other.over) == (Stop("run", "SIGTERM"), True), "the flag was raised by a trial or a limit"
+
+
+class Handle:
+    """A board's handle that is asked in vain."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def remote(self, *_: Any) -> None:
+        """No answer."""
+
+
+def test_a_lost_board_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(*_: Any, **__: Any) -> Any:
+        raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(ray, "get", get)
+    driver, link = Driver(Handle()), BoardLink(Handle(), "run", Pack("pack-0000", ()))
+    driver.look()
+    assert driver.stop == BOARD_LOST
+    assert link.begin() == BOARD_LOST, "and so do its trials"
+
+
+def test_of_two_drivers_the_later_one_works_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driving, "start_board", lambda limits: Handle())
+    monkeypatch.setattr(ray, "get", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "kill", lambda *_: None)
+    monkeypatch.setattr(Driver, "look", lambda self: None)
+    run = str(tmp_path / "run")
+    with driving.driving() as first, driving.driving() as second:
+        first.work_on(run, takeover=False)
+        first.confirm(run)
+        assert first.stop is None
+        with pytest.raises(InputError, match="is being worked on by process"):
+            second.work_on(run, takeover=False)
+        second.work_on(run, takeover=True)
+        first.confirm(run)
+        second.confirm(run)
+        assert first.stop == Stop("run", f"taken over by process {os.getpid()} of {socket.gethostname()}")
+        assert second.stop is None
+        second.complete = True
+    driver = json.loads((tmp_path / "run" / "driver.json").read_text())
+    assert (driver["session"], driver["generation"], driver["ended"]) == (second.session, 2, "complete")
 
 
 def test_the_first_signal_raises_the_flag_and_a_second_one_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:

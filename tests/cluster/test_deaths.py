@@ -94,8 +94,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[MemoryStore]:
         nonlocal now
         now += seconds
 
+    by_our_clock = {"clock": lambda: now, "sleep": sleep, "say": len}
     monkeypatch.setattr(
-        storage, "patient", lambda seconds=300.0, **_: patient(seconds, clock=lambda: now, sleep=sleep, say=len)
+        storage, "patient", lambda seconds=300.0, **options: patient(seconds, **{**options, **by_our_clock})
     )
     # Heartbeats come at the ends of epochs only, and what the machine says of itself is asked once.
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cluster import part_reader, search_loop
-from cluster.attempts import Attempt, Pack, read_failure, read_result, write_packs
+from cluster.attempts import Attempt, Pack, read_failure, read_result
 from cluster.features import FeatureSource
 from cluster.finetune import (
     CorpusSource,
@@ -22,6 +22,7 @@ from cluster.finetune import (
     require_trained_features,
 )
 from cluster.grid import _begin
+from cluster.packing import add_packs
 from cluster.running import Seconds
 from cluster.search_loop import PackJob
 from cluster.settings import GridConfig, SearchSettings
@@ -74,7 +75,7 @@ def kept(run: str) -> list[float]:
 
 def test_backbones_are_those_of_the_attempt_whose_result_stands(source: CorpusSource, tmp_path: Path) -> None:
     run = str(tmp_path)
-    write_packs(run, [PACK])
+    add_packs(run, [], [PACK])
     failed, first, second = (Attempt.claim(run, PACK) for _ in range(3))
     commit(failed, Searched(0.0, failure="ceased to be finite"), source)
     assert read_failure(run, ONE_POINT.id) == "ceased to be finite"
@@ -139,7 +140,7 @@ def test_found_networks_are_trained_on_features_of_the_trained_backbones(source:
     content = {"features_digest": source.meta.digest, **source.run_settings()}
     with pytest.raises(InputError, match="has no trained backbones yet"):
         require_trained_features(run, content, source)
-    write_packs(run, [PACK])
+    add_packs(run, [], [PACK])
     with pytest.raises(InputError, match="has no trained backbones yet"):
         require_trained_features(run, content, source)
     commit(Attempt.claim(run, PACK), Searched(1.0), source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,27 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
-import ray.train
 
-from cluster import devices, engines, engines_train, found_loop, grid, packing
-from cluster.attempts import read_failure, write_packs
+from cluster import devices, found_loop, grid, packing
+from cluster.attempts import read_failure
 from cluster.controls import GRID, grid_jobs
 from cluster.driving import Driver
-from cluster.engines_train import WorkerGroup
 from cluster.evaluation import score_clips
 from cluster.features import FeatureSource, open_features
 from cluster.found_loop import read_network
 from cluster.grid import read_grid, run_grids, run_single
 from cluster.limits import RunLimits
 from cluster.liveness import read_driver
+from cluster.packing import add_packs
 from cluster.runs import read_config
 from cluster.search_loop import search_pack
 from cluster.settings import GridConfig, SearchSettings, config_from_dict
 from cluster.stopping import Stop
-from data_prep.storage import InputError
-from jobs import cli
-from jobs.grid import outcome
+from data_prep import storage
+from data_prep.storage import InputError, UnreachableError
+from jobs import cli, train
+from jobs.train import TrainJobConfig
 from stgs.config import FoundConfig, SearchConfig
 from stgs.genotype import count_parameters, genotype_from_json
 from stgs.search_space import SearchSpace
@@ -147,43 +145,6 @@ def test_a_grid_ends_orderly_at_its_limits_and_where_others_work(
     assert (taken["generation"], taken["ended"]) == (8, "stopped")
 
 
-class Deadly:
-    """Clips whose reader dies."""
-
-    def only(self, *_: Any) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.ray
-@pytest.mark.timeout(150)
-def test_a_pack_that_kills_its_process_fails_and_the_others_stand(
-    ray_session: None, tmp_path: Path, source: FeatureSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search = engines.run_trial
-
-    def trial(config: dict[str, Any], *, trials: Any, train: Any, dev: Any, board: Any) -> None:
-        chosen = trials[config["trial"]]
-        search(chosen, deadly if chosen[1].name == "pack-0000" else train, dev, board)
-
-    deadly: Any = Deadly()
-    config = replace(CONFIG, num_samples=(5,), pack=1)
-    first, second = config.points()
-    run = str(tmp_path / "run")
-    with monkeypatch.context() as patched:
-        patched.setattr(engines, "_trial", trial)
-        result = run_grids({run: config}, source, resume=False, progress=False)[run]
-    assert [row["id"] for row in result.rows] == [second.id]
-    assert result.failed == {
-        first.id: "3 attempts in a row ended without finishing an epoch; see packs/pack-0000/attempts/2/log.txt"
-    }
-    assert (tmp_path / "run" / "points" / first.id / "failed.json").is_file()
-    assert outcome(run, result, 1.0).exit_code == cli.PARTLY
-
-    mended = run_grids({run: config}, source, resume=True, progress=False)[run]
-    assert mended.failed == {}
-    assert [row["id"] for row in mended.rows] == [first.id, second.id]
-
-
 def grid_command(features: str, manifest: str, out: Path, *more: str) -> list[str]:
     settings = ("--channels", "8", "--epochs", "20", "--batch-size", "4", "--pack", "2", "--num-cpus", "1")
     axes = ("--temperatures", "10", "--num-samples", "5", "10")
@@ -257,6 +218,12 @@ def test_a_cluster_that_is_too_small_leaves_no_trace(
 class Undriven(Driver):
     """A driver without a board, in tests without Ray."""
 
+    def work_on(self, run: str, *, takeover: bool) -> None:
+        """Nobody else does."""
+
+    def confirm(self, run: str) -> None:
+        """Nor later."""
+
     def look(self) -> None:
         """Nobody is asked."""
 
@@ -266,7 +233,7 @@ def undriven(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches are driven without Ray."""
 
     @contextlib.contextmanager
-    def driving(runs: list[str], **limits: Any) -> Iterator[Driver]:
+    def driving(**limits: Any) -> Iterator[Driver]:
         yield Undriven(None)
 
     monkeypatch.setattr(grid, "driving", driving)
@@ -306,6 +273,29 @@ def test_failures_are_forgotten_when_points_are_tried_again_and_not_before(
     assert ended.stop == Stop("run", "the search was ended from outside")
 
 
+def test_storage_that_is_silent_after_a_stop_ends_as_stopped(
+    tmp_path: Path, source: FeatureSource, undriven: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_most", lambda resource, size: 2 // size if resource == "CPU" else 0)
+
+    def stopped(trials: Any, splits: Any, driver: Driver, **_: Any) -> dict[Any, str]:
+        driver.request(Stop("run", "SIGTERM"))
+        return {}
+
+    def silent(*_: Any, **__: Any) -> Any:
+        raise UnreachableError("it does not answer.")
+
+    monkeypatch.setattr(grid, "search_with_tune", stopped)
+    monkeypatch.setattr(grid, "gather", silent)
+    result = search_grid(str(tmp_path / "run"), CONFIG, source)
+    assert (result.stop, result.unfinished) == (Stop("run", "SIGTERM; it does not answer."), 4)
+    told = train._stopped(TrainJobConfig(run="run"), [result], Stop("run", "SIGTERM"))
+    assert (told.exit_code, told.text) == (
+        cli.STOPPED,
+        "stopped early: SIGTERM; 0 of the controls' 4 points have a result, go on with the same command.",
+    )
+
+
 def test_an_interrupted_search_is_no_result(
     tmp_path: Path, source: FeatureSource, undriven: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,46 +315,6 @@ def test_an_interrupted_search_is_no_result(
     assert [search.batch_size for search in planned] == [16], "a worker holds its share of a batch"
 
 
-def test_how_ray_train_ends_is_told(source: FeatureSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failed(ray.train.TrainingFailedError):
-        """As Train raises it when workers failed."""
-
-        def __init__(self) -> None:
-            super().__init__("a long trace")
-            self.worker_failures = {0: RuntimeError("no"), 1: InputError("part-0 was changed.")}
-
-    class Trainer:
-        """Ends as TorchTrainer does when its controller is gone, or when its workers failed."""
-
-        end: BaseException = ray.exceptions.RayActorError()
-
-        def __init__(self, *_: Any, **settings: Any) -> None:
-            assert settings["scaling_config"].num_workers == 2
-            assert settings["run_config"].failure_config.max_failures == -1
-
-        def fit(self) -> None:
-            raise self.end
-
-    monkeypatch.setattr(engines_train, "_Trainer", Trainer)
-    one = replace(CONFIG, temperatures=(5.0,), num_samples=(5,))
-    (pack,) = grid.plan_packs(one, SETTINGS, source)
-    job = grid.pack_job("run", replace(SETTINGS, device="cpu"), source, pack)
-    arguments: Any = ((job, pack), None, Undriven(None), WorkerGroup(2, 2))
-    with pytest.raises(ray.exceptions.RayActorError):
-        engines_train.search_with_train(*arguments, progress=False)
-    monkeypatch.setattr(Trainer, "end", Failed())
-    found = engines_train.search_with_train(*arguments, progress=False)
-    assert found == {("run", pack.name): "part-0 was changed."}, "wrong input is one sentence"
-
-
-def test_workers_are_told_to_train_as_they_are_asked_for() -> None:
-    fixed, elastic = WorkerGroup(2, 2).scaling("cpu", 3), WorkerGroup(1, 4, 30.0).scaling("cuda", 3)
-    assert (fixed.num_workers, fixed.use_gpu, fixed.resources_per_worker) == (2, False, {"CPU": 3})
-    assert (elastic.num_workers, elastic.use_gpu, elastic.elastic_resize_monitor_interval_s) == ((1, 4), True, 30.0)
-    with pytest.raises(InputError, match=r"resize_seconds is 0.5, but it must be at least 1\."):
-        WorkerGroup(1, 2, 0.5)
-
-
 @pytest.mark.parametrize("settings", [{"preset": "released"}, {"length": 2, "feature_names": ("*.layer?",)}])
 def test_every_space_is_searched_and_its_networks_trained_and_scored(
     tmp_path: Path, source: FeatureSource, settings: dict[str, Any]
@@ -375,13 +325,19 @@ def test_every_space_is_searched_and_its_networks_trained_and_scored(
         settings=SearchSettings(channels=4, device="cpu", search=search, **settings),
     )  # fmt: skip
     run, splits = str(tmp_path), source.load_splits(("train", "dev", "test"))
-    packs = write_packs(run, grid.plan_packs(replace(config, pack=2), config.settings, source))
+    packs = add_packs(run, [], grid.plan_packs(replace(config, pack=2), config.settings, source))
     for pack in packs:
         job = grid.pack_job(run, config.settings, source, pack)
         search_pack(job, pack, splits["train"], splits["dev"], lambda row: None)
     rows = grid.gather(run, packs, {}).rows
     assert [row["options"] for row in rows] == ["num_steps=1"] * 2 + ["num_steps=2"] * 2
     assert stable(read_grid(run)) == stable(rows)
+    asked: list[tuple[str, str]] = []
+    with storage.observed(lambda operation, uri, moment: asked.append((operation, uri.removeprefix(run)))):
+        assert grid.gather(run, packs, {}, hurried=lambda: True).rows == rows
+    once = [pair for number, pair in enumerate(asked) if pair not in asked[:number]]
+    reads = [("read", f"/points/{row['id']}/result.json") for row in rows]
+    assert once == [("list", "/points"), *reads, ("write", "/grid.parquet")], "what stands is not written again"
     jobs = grid_jobs(run, GRID, rows)
     assert [job.point for job in jobs] == config.points()
     for job, row in zip(jobs, rows, strict=True):

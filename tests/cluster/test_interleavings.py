@@ -27,7 +27,8 @@ from typing import Any
 import pytest
 
 from cluster import attempts, running, search_loop
-from cluster.attempts import Pack, Point, write_packs
+from cluster.attempts import Pack, Point
+from cluster.packing import add_packs
 from cluster.search_loop import PackJob, search_pack
 from data_prep import storage
 from stgs.config import SearchConfig
@@ -336,11 +337,11 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(socket, "gethostname", lambda: "here")
     memory = MemoryStore()
     with memory.installed():
-        write_packs(RUN, [PACK])
+        add_packs(RUN, [], [PACK])
     return World(memory.objects)
 
 
-@pytest.mark.parametrize(("kept", "deaths"), [(2, True), (1, False)])
+@pytest.mark.parametrize(("kept", "deaths"), [(2, True), pytest.param(1, False, marks=pytest.mark.slow)])
 def test_two_attempts_in_every_order(world: World, monkeypatch: pytest.MonkeyPatch, kept: int, deaths: bool) -> None:
     """kept: states that are kept; with one, each is deleted as soon as there is a newer one, while others may read."""
     monkeypatch.setattr(attempts, "KEPT_STATES", kept)

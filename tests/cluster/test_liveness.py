@@ -59,6 +59,28 @@ def test_a_run_that_is_worked_on_is_refused(tmp_path: Path) -> None:
     assert read_driver(run) is None
 
 
+FOREIGN: list[dict[str, Any]] = [
+    {},
+    {"time": "now", "host": socket.gethostname(), "pid": "7"},
+    {"time": None, "pid": None, "generation": "first"},
+    {"time": 1000.0, "host": socket.gethostname(), "pid": 0},
+    {"time": 1000.0, "host": socket.gethostname(), "pid": 2**70},
+]
+
+
+@pytest.mark.parametrize("facts", FOREIGN)
+def test_a_file_that_no_driver_wrote_keeps_nobody_out(tmp_path: Path, facts: dict[str, Any]) -> None:
+    run = str(tmp_path)
+    (tmp_path / "driver.json").write_text(json.dumps(facts))
+    assert not is_live(facts, now=1001.0)
+    require_idle(run, takeover=False, now=1001.0)
+    with sign(tmp_path, "a", []).shown(done):
+        assert (read_driver(run) or {})["generation"] == 1
+    (tmp_path / "driver.json").write_text(json.dumps({"time": 1000.0}))
+    with pytest.raises(InputError, match="is being worked on by process None of None"):
+        require_idle(run, takeover=False, now=1001.0)
+
+
 def sign(run: Path, session: str, taken: list[Any]) -> DriverSign:
     return DriverSign([str(run)], session, taken.append, progress=lambda: {str(run): 2.5}, device_hours=3.0)
 
@@ -98,7 +120,12 @@ def test_of_two_that_begin_at_once_one_stays(tmp_path: Path) -> None:
     assert (len(taken["a"]), len(taken["b"])) == (1, 0)
 
 
-def test_a_storage_that_does_not_answer_stops_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error", [UnreachableError("no answer"), InputError("the credentials have expired"), PermissionError("no")]
+)
+def test_a_storage_that_takes_no_sign_stops_no_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
     monkeypatch.setattr(liveness, "BEAT_SECONDS", 0.01)
     silent = threading.Event()
     refused = []
@@ -107,7 +134,7 @@ def test_a_storage_that_does_not_answer_stops_no_driver(tmp_path: Path, monkeypa
     def maybe(uri: str, data: bytes) -> str:
         if silent.is_set():
             refused.append(uri)
-            raise UnreachableError("no answer")
+            raise error
         return write(uri, data)
 
     monkeypatch.setattr(storage, "write", maybe)
@@ -124,3 +151,55 @@ def test_a_storage_that_does_not_answer_stops_no_driver(tmp_path: Path, monkeypa
     facts = read_driver(str(tmp_path))
     assert facts is not None
     assert (facts["ended"], facts["reason"]) == ("failed", "the work's own")
+    told = f"the sign of life of this driver cannot be renewed: {error}\n"
+    assert capsys.readouterr().err == told, "once for the whole outage"
+
+
+def test_storage_that_gives_no_answer_at_all_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(liveness, "_END_SECONDS", 0.1)
+    hanging, over = threading.Event(), threading.Event()
+
+    def hang(operation: str, uri: str, moment: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            hanging.set()
+            over.wait(PATIENCE_S)
+            over.set()
+
+    def work() -> None:
+        with storage.observed(hang), sign(tmp_path, "a", []).shown(done):
+            assert hanging.wait(PATIENCE_S)
+            raise ValueError("the work's own")
+
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match="the work's own"):
+        work()
+    assert time.monotonic() - begin < PATIENCE_S / 2
+    over.set()
+
+
+def test_signs_of_an_outage_are_not_waited_for_longer_than_they_are_worth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the patience of the process, within which the driver does all else."""
+    one = sign(tmp_path, "a", [])
+    begun, now = False, 0.0
+    patient = storage.patient
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def by_our_clock(seconds: float = 300.0, **options: Any) -> Any:
+        return patient(seconds, **{**options, "clock": lambda: now, "sleep": sleep})
+
+    def silent(operation: str, uri: str, moment: str) -> None:
+        if begun:
+            raise UnreachableError("no answer")
+
+    monkeypatch.setattr(storage, "patient", by_our_clock)
+    with storage.patient(), storage.observed(silent), one.shown(done):
+        begun = True
+    assert now == pytest.approx(liveness._LAST_SIGN_PATIENCE_S)

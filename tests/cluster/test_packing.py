@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster import grid, packing
-from cluster.attempts import Pack, read_packs
+from cluster.attempts import Pack, read_pack, read_packs
 from cluster.features import FeatureSource, open_features
 from cluster.runs import read_config
 from cluster.settings import GridConfig, SearchSettings, config_from_dict
@@ -146,3 +147,31 @@ def test_a_pack_keeps_its_number_when_it_was_split(source: FeatureSource) -> Non
     standing = [Pack("pack-0003.1", tuple(FEWER.points())), Pack("pack-0001", ())]
     (pack,) = packing.plan_packs(CONFIG, SETTINGS, source, standing=standing)
     assert (pack.name, pack.points) == ("pack-0004", tuple(CONFIG.points()[2:]))
+
+
+def test_two_ways_to_split_a_pack_do_not_mix(tmp_path: Path) -> None:
+    run, points = str(tmp_path), CONFIG.points()
+    (pack,) = packing.add_packs(run, [], [Pack("pack-0000", tuple(points))])
+    assert packing.split_packs(run, [pack], 1, set()) == [pack]
+    two, again = (packing.split_packs(run, [pack], 2, set()) for _ in range(2))
+    assert two == again, "the same cut has the same names"
+    # A driver that began a little later has seen a result, and counts more devices.
+    late = packing.split_packs(run, [pack], 3, {points[1].id})
+    assert [[points.index(point) for point in part.points] for part in late] == [[0], [2], [3], [1]]
+    assert [part.name.rpartition("-")[0] for part in late] == [f"pack-0000.{part}" for part in ("0", "1", "2", "done")]
+    assert {part.parent for part in late} == {"pack-0000"}
+    assert not {part.name for part in two} & {part.name for part in late}
+    assert read_packs(run) == late, "the last index counts"
+    for part in (*two, *late):
+        assert read_pack(run, part.name) == part
+
+
+def test_many_requests_are_made_side_by_side_and_answered_in_order() -> None:
+    meeting = threading.Barrier(8)
+
+    def work(number: int) -> int:
+        if number < 8:
+            meeting.wait(timeout=20)
+        return 2 * number
+
+    assert packing.side_by_side(work, range(40)) == list(range(0, 80, 2))

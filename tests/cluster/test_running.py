@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from ray.exceptions import WorkerCrashedError
 
 from cluster import running, search_loop
 from cluster.attempts import read_result
 from cluster.features import FeatureSource, open_features
 from cluster.stopping import Stop
-from data_prep.storage import InputError, NoSpaceError, UnreachableError
-from stgs.population import PopulationSearch
+from data_prep.storage import InputError, NoSpaceError
 from tests.cluster.pack_runs import AN_EPOCH, DEADLINE, EPOCHS, PACK, UPDATES, Death, Runs, after, failing
 from tests.planted import make_features
 
@@ -204,70 +202,6 @@ def test_an_epoch_that_is_never_saved_is_new_only_once(runs: Runs) -> None:
         die(runs, AN_EPOCH + 1, checkpoint_epochs=2)
     assert runs.search() is None
     assert "attempts/3/log.txt" in str(runs.failures()[0])
-
-
-@pytest.mark.parametrize("error", [UnreachableError("S3 does not answer."), NoSpaceError("The disk is full.")])
-def test_what_only_watchers_read_is_left_out_where_storage_fails(
-    runs: Runs, undisturbed: list[Any], error: Exception
-) -> None:
-    with failing(error, "heartbeat.json", "log.txt", "tensorboard"):
-        assert runs.search() is None
-    assert runs.outcome() == undisturbed
-    assert not runs.path(0, "heartbeat.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("operation", "word"),
-    [("write", "state-"), ("create", "result.json"), ("write", "curves.parquet"), ("create", "claim.json")],
-)
-@pytest.mark.parametrize("error", [UnreachableError("S3 does not answer."), NoSpaceError("The disk is full.")])
-def test_a_search_that_cannot_save_stops_in_one_sentence(
-    runs: Runs, undisturbed: list[Any], operation: str, word: str, error: Exception
-) -> None:
-    with failing(error, word, operation=operation):
-        assert runs.search() == Stop("run", str(error))
-    if word != "claim.json":
-        assert (runs.beat()["ended"], runs.beat()["reason"]) == ("stopped", str(error))
-    assert runs.failures() == [None, None]
-    assert runs.search() is None
-    assert runs.outcome() == undisturbed
-
-
-def test_a_state_that_cannot_be_had_now_is_not_lost(runs: Runs) -> None:
-    runs.search(after(AN_EPOCH + 1, DEADLINE))
-    with failing(UnreachableError("S3 does not answer."), "state-", operation="read"):
-        assert runs.search() == Stop("run", "S3 does not answer.")
-    assert runs.search() is None
-    assert f"continues at epoch 1, update {UPDATES + 1}" in runs.log(2)
-
-
-def test_a_search_that_cannot_read_its_clips_stops(
-    runs: Runs, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreadable(*_: Any) -> Any:
-        raise UnreachableError("S3 does not answer.")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(PopulationSearch, "_dev_batch", unreadable)
-        assert runs.search() == Stop("run", "S3 does not answer.")
-    assert runs.beat()["ended"] == "stopped"
-    assert runs.search() is None
-    assert runs.outcome() == undisturbed
-
-
-def test_a_lost_task_is_no_failure_of_the_search(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(*_: Any) -> Any:
-        raise WorkerCrashedError
-
-    monkeypatch.setattr(PopulationSearch, "_dev_batch", lost)
-    for _ in range(3):
-        with pytest.raises(WorkerCrashedError):
-            runs.search()
-    assert runs.failures() == [None, None]
-    assert runs.beat()["ended"] is None
-    assert "WorkerCrashedError" in runs.log(0)
-    assert runs.search() is None
-    assert "3 attempts in a row" in str(runs.failures()[0])
 
 
 def test_a_failure_that_cannot_be_told_stops_the_run(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:

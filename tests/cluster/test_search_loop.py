@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from cluster import search_loop
-from cluster.attempts import Attempt, Pack, Point, read_failure, read_result, split_packs, write_packs
+from cluster.attempts import Attempt, Pack, Point, read_failure, read_result
 from cluster.features import FeatureSource, open_features
+from cluster.packing import add_packs, split_packs
 from cluster.search_loop import PackJob, search_pack
 from cluster.settings import SearchSettings
 from data_prep import boxes
@@ -33,7 +34,7 @@ def search(
     run: Path, source: FeatureSource, stop_after: int | None = None, pack: Pack = PACK, session: str = "one"
 ) -> None:
     """Search a pack in this process; `stop_after`: die in the report of that epoch, as a killed trial would."""
-    write_packs(str(run), [PACK])
+    add_packs(str(run), [], [PACK])
     space = SETTINGS.space(source)
     job = PackJob(run=str(run), space=space, config=SETTINGS.search, device="cpu", threads=1, session=session)
 
@@ -71,7 +72,7 @@ def test_a_split_pack_ends_as_the_whole_one(tmp_path: Path, source: FeatureSourc
     run = tmp_path / "split"
     with pytest.raises(KeyboardInterrupt):
         search(run, source, stop_after=2)
-    for part in split_packs(str(run), [PACK], 3):
+    for part in split_packs(str(run), [PACK], 3, set()):
         search(run, source, pack=part)
         log = (run / "packs" / part.name / "attempts" / "0" / "log.txt").read_text()
         assert "continues at epoch 2" in log

@@ -41,7 +41,8 @@ REFUSED = """
 from cluster.session import connect
 from data_prep.storage import InputError
 
-for settings in ({"address": "127.0.0.1:1"}, {"address": "127.0.0.1:1", "num_cpus": 2}):
+CLIENT = {"address": "ray://127.0.0.1:1"}
+for settings in ({"address": "127.0.0.1:1"}, {"address": "127.0.0.1:1", "num_cpus": 2}, CLIENT):
     try:
         with connect(**settings):
             raise AssertionError("connected")
@@ -102,9 +103,10 @@ def test_private_cluster_is_quiet_and_leaves_nothing(repository: Path, tmp_path:
 def test_missing_cluster_and_foreign_cpus_are_refused(repository: Path) -> None:
     result = run_script(repository, REFUSED)
     assert result.returncode == 0, result.stderr
-    missing, foreign = result.stdout.splitlines()
+    missing, foreign, client = result.stdout.splitlines()
     assert missing.startswith("there is no Ray cluster at the address 127.0.0.1:1;")
     assert foreign.startswith("num_cpus is 2, but the cluster at 127.0.0.1:1 has its own number of CPUs;")
+    assert client.startswith("the address ray://127.0.0.1:1 is one of Ray's client, which cannot drive a search;")
 
 
 def test_a_cluster_is_joined_with_the_users_token_and_its_refusal_is_told(repository: Path) -> None:

@@ -1,5 +1,7 @@
 """The stop mechanism: how often checks are asked, whose answer counts, and the flag of a node."""
 
+import json
+import os
 import tempfile
 import uuid
 from pathlib import Path
@@ -83,3 +85,30 @@ def test_a_node_flag_is_replaced_whole(node: str, tmp_path: Path) -> None:
     raise_node_flag(node, "second", expires=10.0)
     assert node_stop(node, now=lambda: 5.0) == Stop("node", "second")
     assert list(tmp_path.iterdir()) == [node_flag_path(node)]  # nothing half-written is left
+
+
+def test_a_flag_that_another_user_has_made_is_none(node: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raise_node_flag(node, "the node gets a spot notice", expires=1_000.0)
+    made = node_flag_path(node).stat()
+    assert made.st_mode & 0o022 == 0
+    if made.st_uid == 0:  # whose flags count for everybody
+        os.chown(node_flag_path(node), 4242, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 4343)
+    assert node_stop(node, now=lambda: 999.0) is None
+
+
+def test_a_flag_that_is_no_plain_file_is_none(node: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text(json.dumps({"reason": "a link", "expires": 1_000.0}))
+    path = node_flag_path(node)
+    for make in (lambda: path.symlink_to(tmp_path / "elsewhere"), lambda: os.mkfifo(path), path.mkdir):
+        make()
+        assert node_stop(node, now=lambda: 999.0) is None
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"reason": "a", "expires": "soon"}', '{"expires": 1e9}', "\xff"]
+)
+def test_a_damaged_flag_is_none(node: str, content: str) -> None:
+    node_flag_path(node).write_text(content, encoding="latin-1")
+    assert node_stop(node, now=lambda: 999.0) is None

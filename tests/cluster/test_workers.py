@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.attempts import read_result, write_packs
+from cluster.attempts import read_result
 from cluster.features import FeatureSource, open_features
 from cluster.finetune import backbone_uri
 from cluster.grid import pack_job, plan_packs, run_single
+from cluster.packing import add_packs
 from cluster.runs import read_config
 from cluster.search_loop import search_pack
 from cluster.settings import GridConfig, SearchSettings
@@ -45,7 +46,7 @@ def curves(run: Path, point_id: str) -> list[dict[str, Any]]:
 def search_alone(run: Path, source: FeatureSource) -> None:
     """The same search in this process, without Ray."""
     settings = POINT.settings
-    (pack,) = write_packs(str(run), plan_packs(POINT, settings, source))
+    (pack,) = add_packs(str(run), [], plan_packs(POINT, settings, source))
     splits = source.load_splits(("train", "dev"))
     job = pack_job(str(run), settings, source, pack)
     search_pack(job, pack, splits["train"], splits["dev"], lambda row: None)

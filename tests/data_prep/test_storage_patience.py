@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_prep import storage, storage_patience
-from data_prep.storage import NoSpaceError, UnreachableError
+from data_prep.storage import CredentialsError, NoSpaceError, UnreachableError
 
 
 class Time:
@@ -27,9 +27,9 @@ class Time:
         self.pauses.append(seconds)
         self.now += seconds
 
-    def patient(self, seconds: float) -> Any:
+    def patient(self, seconds: float, **options: bool) -> Any:
         """`storage.patient` by this clock."""
-        return storage.patient(seconds, clock=lambda: self.now, sleep=self.sleep, say=self.lines.append)
+        return storage.patient(seconds, clock=lambda: self.now, sleep=self.sleep, say=self.lines.append, **options)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_one_line_when_it_falls_silent_and_one_when_it_answers(tmp_path: Path, t
         storage.read(str(tmp_path / "object"))
     assert time.lines[0] == "storage does not answer; trying again for up to 300 s"
     assert len(time.lines) == 2
-    assert time.lines[1].startswith("storage answers again after 6")
+    assert time.lines[1] == f"storage answers again after {time.now - end + 60:.0f} s"
     assert end <= time.now < end + 15
 
 
@@ -141,6 +141,63 @@ def test_the_innermost_patience_counts_and_ends_with_its_block(tmp_path: Path, t
         with time.patient(7):
             assert wait() == pytest.approx(7)
         assert wait() == pytest.approx(300)
+
+
+def test_a_patience_of_one_thread_leaves_the_others_theirs(tmp_path: Path, time: Time) -> None:
+    waited = []
+
+    def wait() -> None:
+        begin = time.now
+        with pytest.raises(UnreachableError):
+            storage.read(str(tmp_path / "object"))
+        waited.append(time.now - begin)
+
+    other = threading.Thread(target=wait, daemon=True)
+    with storage.observed(silent_until(time, float("inf"))), time.patient(7, here=True), time.patient(300):
+        other.start()
+        other.join(30)
+        wait()
+    assert waited == [pytest.approx(300), pytest.approx(7)]
+
+
+def test_a_patience_for_all_operations_together_is_used_up_once(tmp_path: Path, time: Time) -> None:
+    end = time.now + 20
+    tried = []
+
+    def hook(operation: str, uri: str, moment: str) -> None:
+        if operation == "read":
+            tried.append(time.now)
+            raise UnreachableError("it does not answer.")
+
+    with storage.observed(hook), time.patient(20, together=True):
+        time.now += 4
+        storage.exists(str(tmp_path))
+        for _ in range(3):
+            with pytest.raises(UnreachableError, match="it does not answer"):
+                storage.read(str(tmp_path / "object"))
+            assert time.now == pytest.approx(end)
+    assert tried.count(tried[-1]) == 1, "what comes after is not even tried"
+
+
+def test_credentials_that_may_come_back_are_waited_for_with_patience_only(tmp_path: Path, time: Time) -> None:
+    end, uri = time.now + 60, str(tmp_path / "object")
+    tried = []
+
+    def hook(operation: str, uri: str, moment: str) -> None:
+        tried.append(moment)
+        if time.now < end:
+            raise CredentialsError("they have expired.")
+
+    with storage.observed(hook):
+        with pytest.raises(CredentialsError):
+            storage.write(uri, b"x")
+        assert tried == ["before"], "at once"
+        with time.patient(300):
+            storage.write(uri, b"x")
+        time.now = end - 60
+        with time.patient(10), pytest.raises(CredentialsError, match="they have expired"):
+            storage.write(uri, b"x")
+    assert time.lines[0] == "storage refuses the credentials; trying again for up to 300 s"
 
 
 def test_all_threads_share_it_and_the_outage_is_told_once(tmp_path: Path) -> None:

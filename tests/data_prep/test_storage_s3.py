@@ -229,6 +229,22 @@ def test_an_endpoint_that_does_not_answer_is_no_wrong_input(bucket: str, monkeyp
     sentence(error)
 
 
+def test_credentials_that_come_back_are_used(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a machine whose own service hiccups, or of a file that is written anew."""
+    uri = storage.join(bucket, "a")
+    storage.write(uri, b"x")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+
+    def come_back(_: float) -> None:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+    with fresh_connections(), storage.patient(300, clock=lambda: 0.0, sleep=come_back, say=lambda _: None):
+        assert storage.read(uri) == b"x"
+
+
 class OutageClock:
     """A clock that moves only while somebody sleeps; the wire is cut until it shows 60 s."""
 

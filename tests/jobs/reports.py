@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from cluster.attempts import Pack, Point, write_packs
+from cluster.attempts import Pack, Point
 from cluster.features import FeatureSource
 from cluster.grid import gather, pack_job
+from cluster.packing import add_packs
 from cluster.runs import open_run
 from cluster.search_loop import search_pack
 from cluster.settings import GridConfig, SearchSettings
@@ -83,7 +84,7 @@ def search(run: str, config: GridConfig, source: FeatureSource) -> list[dict[str
     groups: dict[Any, list[Point]] = {}
     for point in config.points():
         groups.setdefault((point.estimator, point.options), []).append(point)
-    packs = write_packs(run, [Pack(f"pack-{n:04d}", tuple(points)) for n, points in enumerate(groups.values())])
+    packs = add_packs(run, [], [Pack(f"pack-{n:04d}", tuple(points)) for n, points in enumerate(groups.values())])
     splits = source.load_splits(("train", "dev"))
     for pack in packs:
         search_pack(

@@ -13,10 +13,12 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray import PlacementGroupID
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ReschedulingState, ResizingState, RestartingState
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cluster.board import Key
 from cluster.devices import process_resources
@@ -157,6 +159,7 @@ def search_with_train(
     key = (job.run, pack.name)
     # Of any kind, as Train's configuration says.
     callbacks: list[Any] = [_Link(driver.board, key)]
+    before = _placement_groups()
     with (
         tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch,
         driver.watched("search", job.config.epochs * len(pack.points), progress),
@@ -185,7 +188,20 @@ def search_with_train(
         except ray.exceptions.RayActorError:
             if not abort.done:
                 raise
+        finally:
+            if abort.done:
+                # Train's own cleaner asks the dashboard, which a private cluster has not.
+                for name in _placement_groups() - before:
+                    remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
     return driver.failures()
+
+
+def _placement_groups() -> set[str]:
+    """The placement groups of this driver that stand, by their hexadecimal names, which end in that of its job."""
+    job = ray.get_runtime_context().get_job_id()
+    return {
+        name for name, facts in placement_group_table().items() if name.endswith(job) and facts["state"] != "REMOVED"
+    }
 
 
 def _train_worker(config: dict[str, Any]) -> None:

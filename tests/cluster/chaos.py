@@ -154,6 +154,16 @@ class Driver:
                 self.process.wait(timeout=0.02)
         return True
 
+    def wait_for_workers(self) -> list[int]:
+        """Processes that search a pack, once there are some; none if the driver has ended before."""
+        deadline = time.monotonic() + EVENT_TIMEOUT_S
+        while not (pids := _working_pids(self.run)) and self.process.poll() is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing was searched for {EVENT_TIMEOUT_S:.0f} s: {self.log()}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=0.02)
+        return pids
+
     def log(self) -> str:
         """What the drivers have printed, the end of it."""
         return self.log_path.read_text()[-4000:]
@@ -184,8 +194,8 @@ def disturb(grid: Driver, cluster: Nodes, kills: Sequence[Kill], say: Callable[[
         if not grid.wait_for_states(kill.events):
             break
         if kill.kind == "worker":
-            if not (pids := _working_pids(grid.run)):
-                continue
+            if not (pids := grid.wait_for_workers()):
+                break
             with contextlib.suppress(ProcessLookupError):
                 os.kill(choice.choice(pids), signal.SIGKILL)
         elif kill.kind == "node":

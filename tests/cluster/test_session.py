@@ -81,7 +81,14 @@ for address, error in (("auto", None), (head, None), (head, AuthenticationError(
 
 
 def run_script(repository: Path, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["env", "-u", "RAY_AUTH_MODE", *(f"{name}={value}" for name, value in environment.items())]
+    command = [
+        "env",
+        "-u",
+        "RAY_AUTH_MODE",
+        "-u",
+        "RAY_AUTH_TOKEN",
+        *(f"{name}={value}" for name, value in environment.items()),
+    ]
     command += [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=TIMEOUT_S)
 

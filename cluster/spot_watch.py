@@ -67,24 +67,22 @@ class MetadataService:
         """
         if self._clock() >= self._token_ends:
             self._renew_token()
-        try:
-            return self._get(path)
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            if error.code != 401:
-                raise MetadataError(f"{self._endpoint} answers {error.code} for {path}") from error
-        # The token is no longer accepted, as after the machine was stopped and started again.
-        self._renew_token()
-        try:
-            return self._get(path)
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            raise MetadataError(f"{self._endpoint} answers {error.code} for {path} with a new token") from error
+        status, text = self._get(path)
+        if status == 401:  # the token is no longer accepted, as after the machine was stopped and started again
+            self._renew_token()
+            status, text = self._get(path)
+        if status == 404:
+            return None
+        if status != 200:
+            raise MetadataError(f"{self._endpoint} answers {status} for {path}")
+        return text
 
-    def _get(self, path: str) -> str:
-        return self._send("GET", f"meta-data/{path}", {"X-aws-ec2-metadata-token": self._token})
+    def _get(self, path: str) -> tuple[int, str]:
+        """The status and the text of an answer."""
+        try:
+            return 200, self._send("GET", f"meta-data/{path}", {"X-aws-ec2-metadata-token": self._token})
+        except urllib.error.HTTPError as error:
+            return error.code, ""
 
     def _renew_token(self) -> None:
         header = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_LIFE_S)}

@@ -1,16 +1,23 @@
 """HTML for `stgs report`: tags that escape what they hold, tables, number formats, and the page with its style.
 
+A table's cell that is a `Number` shows a text and is sorted by its value.
+
 Text becomes part of a page through `tag` alone, which escapes everything that is not `Html` already: names come from
 files and may hold anything.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-_VOID = {"meta", "br"}
+from jobs.report_script import SCRIPT
+
+_VOID = {"meta", "br", "img"}
 MISSING = "–"  # noqa: RUF001 - a dash, shown where a file has no value
 _NO_BREAK = "\u00a0"  # a space at which no line ends
 
@@ -53,19 +60,42 @@ def section(anchor: str, title: str, *children: object) -> Html:
     return tag("section", tag("h2", title), children, id=anchor)
 
 
-def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, text_columns: int = 1) -> Html:
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A cell of a sortable table: what it shows, and the value that it is sorted by (None: it has none)."""
+
+    shown: object
+    value: float | None
+
+
+def table(
+    head: Sequence[object], rows: Iterable[Sequence[object]], *, text_columns: int = 1, sortable: bool = False
+) -> Html:
     """A table that scrolls by itself on narrow screens.
 
-    text_columns: how many columns hold text; the others hold numbers, which are aligned to the right.
+    text_columns: how many columns hold text; the others hold numbers, which are aligned to the right. sortable: a click
+    on a column's name sorts by it; cells of number columns are then a `Number`, a number, or a dash for a missing one.
     """
 
+    def cell(kind: str, index: int, content: object) -> Html:
+        class_ = None if index < text_columns else "number"
+        value = content.value if isinstance(content, Number) else content
+        shown = content.shown if isinstance(content, Number) else content
+        is_number = isinstance(value, int | float) and value == value
+        given = repr(value) if is_number else "" if isinstance(content, Number) else None
+        return tag(kind, shown, class_=class_, data_value=given if sortable and kind == "td" else None)
+
     def line(kind: str, cells: Sequence[object]) -> Html:
-        return tag(
-            "tr", [tag(kind, cell, class_=None if i < text_columns else "number") for i, cell in enumerate(cells)]
-        )
+        return tag("tr", [cell(kind, index, content) for index, content in enumerate(cells)])
 
     body = tag("tbody", [line("td", row) for row in rows])
-    return tag("div", tag("table", tag("thead", line("th", head)), body), class_="scroll")
+    class_ = "sortable" if sortable else None
+    return tag("div", tag("table", tag("thead", line("th", head)), body, class_=class_), class_="scroll")
+
+
+def picture(jpeg: bytes, description: str) -> Html:
+    """A JPEG inside the page. description: what it shows, for those who do not see it."""
+    return tag("img", src=f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}", alt=description)
 
 
 def facts_table(facts: Mapping[str, object]) -> Html:
@@ -131,17 +161,20 @@ def text_of(value: Any) -> str:
 
 
 def page(title: str, *children: object) -> str:
-    """The whole file. Its policy lets a browser load and run nothing: no script, no picture or font from elsewhere."""
+    """The whole file. Its policy lets a browser load nothing, and run no script but the page's own."""
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        Html("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", title),
         tag("style", Html(_STYLE)),
     )
-    return f"<!DOCTYPE html>\n{tag('html', head, tag('body', tag('main', children)), lang='en')}\n"
+    body = tag("body", tag("main", children), tag("script", Html(SCRIPT)))
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
 # Series colours s0 to s3 differ by at least 15 (CIE76) for normal, protan, deutan and tritan sight, and from the paper
@@ -157,7 +190,8 @@ html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1200px;margin:0 auto;padding:24px 20px 60px}
-h1{font-size:26px;line-height:1.25;margin:0 0 4px;overflow-wrap:anywhere}
+h1{font-size:26px;line-height:1.25;margin:0 0 4px}
+h1,h2,h3,p,li,summary,figcaption{overflow-wrap:anywhere}
 h2{font-size:20px;margin:44px 0 10px;padding-top:10px;border-top:1px solid var(--line)}
 h3{font-size:16px;margin:26px 0 8px}
 p,ul{max-width:76ch;margin:8px 0}
@@ -208,6 +242,17 @@ figcaption{font-size:13.5px;line-height:1.45;max-width:76ch}
 .legend.rows li{display:block;margin:1px 0}
 .legend svg{display:inline-block;width:34px;height:10px;vertical-align:middle;margin-right:6px}
 svg{display:block;width:100%;height:auto}
+img{max-width:100%;height:auto;display:block}
+.sortable th button{font:inherit;color:inherit;background:none;border:0;padding:0;text-align:inherit;cursor:pointer}
+.sortable th button::after{content:"\\2195";color:var(--soft);font-weight:normal;padding-left:3px}
+.sortable th[aria-sort=ascending] button::after{content:"\\2191";color:inherit}
+.sortable th[aria-sort=descending] button::after{content:"\\2193";color:inherit}
+a:focus-visible,button:focus-visible,summary:focus-visible,[tabindex]:focus-visible{outline:3px solid var(--c0);
+outline-offset:2px}
+.tip{position:fixed;z-index:9;max-width:min(420px,calc(100vw - 16px));padding:5px 9px;border-radius:6px;
+background:var(--ink);color:var(--paper);font-size:13px;line-height:1.4;white-space:pre-line;pointer-events:none;
+overflow-wrap:anywhere}
+td.at{outline:3px solid var(--c0)}svg .at{stroke-width:4}svg circle.at,svg .at circle{stroke:var(--ink);stroke-width:3}
 svg text{font-size:12px;fill:var(--soft)}
 svg .title,svg .strong{fill:var(--ink);font-weight:600}
 svg .axis{stroke:var(--soft);fill:none}
@@ -237,7 +282,8 @@ overflow-x:auto}
 pre code{overflow-wrap:normal}
 code{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:13px;overflow-wrap:anywhere}
 @media (max-width:600px){main{padding:16px 12px 40px}h1{font-size:22px}th,td{padding:4px 7px}}
-@media print{main{max-width:none;padding:0}nav{display:none}.scroll,.panels{overflow:visible}
+@media print{main{max-width:none;padding:0}nav,.tip{display:none!important}.sortable th button::after{content:none}
+.scroll,.panels{overflow:visible}
 .panels{grid-auto-flow:row;grid-template-columns:1fr 1fr}
 .maps,.pair,.drawings{grid-template-columns:1fr 1fr;gap:8px 16px}.drawings svg{min-width:0}
 figure,.tile,tr{break-inside:avoid}pre{white-space:pre-wrap}

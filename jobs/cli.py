@@ -42,6 +42,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "read the test clips once and score the trained networks",
     "report": "write a run's report as one HTML page",
     "score": "print P(fake) for new clips",
+    "export": "write backbones and found network as one ONNX file",
     "describe": "print the size of a genotype and draw it",
     "submit": "run one of the commands above, or doctor, as a job of a Ray cluster",
     "jobs": "list the jobs of a cluster, or follow one",
@@ -73,6 +74,7 @@ _OUTSIDE_ERRORS = (
     ("data_prep.storage", "UnreachableError"),
     ("data_prep.storage", "NoSpaceError"),
     ("data_prep.decoder", "DecoderStartError"),
+    ("cluster.scoring_pool", "ProcessDiedError"),
 )
 
 
@@ -135,9 +137,9 @@ def run_command(name: str, run: Callable[[Any], Outcome], argv: Sequence[str] | 
 
 
 def _printed(text: str, exit_code: int) -> int:
-    """Print a command's result. A reader that has seen enough, such as `head`, is no error."""
+    """Print a command's result, if it has one. A reader that has seen enough, such as `head`, is no error."""
     try:
-        print(text, flush=True)
+        print(text, end="\n" if text else "", flush=True)
     except BrokenPipeError:
         # What Python writes when it ends must not meet the broken pipe, either.
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
@@ -171,7 +173,10 @@ def _configuration(name: str, run: Callable[[Any], Outcome], arguments: list[str
     given = {key: value for key, value in given.items() if value != []}
     from_file = {} if file is None else read_options(name, file, options)
     origins = {key: f"{key} in {file}" for key in from_file if key not in given}
-    return build(config_class, {**from_file, **given}, origins)
+    values = {**from_file, **given}
+    # A configuration may name values, by that of its option `preset`, for the options that are not given.
+    preset = getattr(config_class, "PRESETS", {}).get(values.get("preset"), {})
+    return build(config_class, {**preset, **values}, origins)
 
 
 def read_options(name: str, path: str, options: Sequence[Option]) -> dict[str, Any]:

@@ -27,10 +27,11 @@ from jobs.options import Option, add_arguments, build, flatten, options_of
 # Options that hold paths or URIs, and the words that may stand there instead (up to a colon). One that has a list of
 # choices holds none of them, whatever its name.
 PATHS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("corpus", "faces", "features", "gallery", "genotype", "manifest", "network", "out", "roots"), ()),
-    **dict.fromkeys(("run", "storage", "swan", "videos"), ()),
+    **dict.fromkeys(("corpus", "faces", "features", "gallery", "genotype", "genotypes", "manifest", "network"), ()),
+    **dict.fromkeys(("check", "onnx", "out", "roots", "run", "storage", "swan", "videos"), ()),
     **dict.fromkeys(("visual_weights", "audio_weights"), ("imagenet", "random")),
     "spectrogram_statistics": ("clip",),
+    "json_lines": ("-",),
 }
 # What `stgs submit` says before the command; a job joins the cluster that it runs on.
 _OWN = ("address", "num_cpus")

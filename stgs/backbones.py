@@ -154,14 +154,30 @@ class FeatureExtractor(nn.Module):
                 cannot be cut into equal segments.
         """
         self._check(frames, spectrogram)
-        length, segments = self.config.length, self.config.audio_segments
+        return self._visual_taps(frames) | self._audio_taps(spectrogram)
+
+    @torch.no_grad()
+    def visual_features(self, frames: Tensor) -> dict[str, Tensor]:
+        """What `forward` makes of frames alone, uint8 [N, T, 3, H, W]."""
+        return {name: _to_half(name, tensor) for name, tensor in self._visual_taps(frames).items()}
+
+    @torch.no_grad()
+    def audio_features(self, spectrogram: Tensor) -> dict[str, Tensor]:
+        """What `forward` makes of spectrograms alone, float32 [N, S, F]."""
+        return {name: _to_half(name, tensor) for name, tensor in self._audio_taps(spectrogram).items()}
+
+    def _visual_taps(self, frames: Tensor) -> dict[str, Tensor]:
         pictures = frames.flatten(end_dim=1).float().div_(255.0)
-        features = self._pool("visual", self.visual((pictures - self.image_mean) / self.image_deviation), length)
+        maps = self.visual((pictures - self.image_mean) / self.image_deviation)
+        return self._pool("visual", maps, self.config.length)
+
+    def _audio_taps(self, spectrogram: Tensor) -> dict[str, Tensor]:
+        segments = self.config.audio_segments
         sound = self._normalise(spectrogram)
         if segments:
             # [N, S, F] -> [N L, S / L, F]: each segment is a picture of its own.
             sound = sound.unflatten(1, (segments, -1)).flatten(end_dim=1)
-        return features | self._pool("audio", self.audio(sound.unsqueeze(1)), segments)
+        return self._pool("audio", self.audio(sound.unsqueeze(1)), segments)
 
     def _check(self, frames: Tensor, spectrogram: Tensor) -> None:
         length = self.config.length
@@ -170,7 +186,7 @@ class FeatureExtractor(nn.Module):
             f"frames are {frames.dtype} {tuple(frames.shape)}, but uint8 [N, T, 3, H, W] is needed.",
         )
         require(
-            spectrogram.is_floating_point() and spectrogram.dim() == 3 and len(spectrogram) == len(frames),
+            spectrogram.is_floating_point() and spectrogram.dim() == 3 and spectrogram.shape[0] == frames.shape[0],
             f"spectrogram is {spectrogram.dtype} {tuple(spectrogram.shape)}, but float [N, S, F] is needed.",
         )
         count = frames.shape[1]
@@ -191,7 +207,7 @@ class FeatureExtractor(nn.Module):
                 pooled = _mean(x, (2, 3))
             else:
                 # [N, C, S', F']: the maximum over frequency at L moments.
-                pooled = functional.adaptive_max_pool1d(x.amax(dim=3).float(), length)
+                pooled = _maxima(x.amax(dim=3).float(), length)
             features[f"{sense}.{tap}"] = pooled
         return features
 
@@ -222,6 +238,16 @@ def _read_statistics(source: str) -> tuple[Tensor, Tensor] | tuple[None, None]:
             f"spectrogram_statistics is {source!r}, which cannot be read ({error}); give 'clip' or a JSON file with "
             "'mean' and 'deviation'."
         ) from None
+
+
+def _maxima(x: Tensor, length: int) -> Tensor:
+    """Adaptive maximum of x [N, C, S] at `length` moments."""
+    if not torch.compiler.is_exporting():
+        return functional.adaptive_max_pool1d(x, length)
+    # ONNX has no adaptive pooling. The same windows one by one; their gradients would differ where maxima tie.
+    positions = x.shape[2]
+    ends = [(i * positions // length, -(-(i + 1) * positions // length)) for i in range(length)]
+    return torch.stack([x[..., start:end].amax(dim=2) for start, end in ends], dim=2)
 
 
 def _mean(x: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -164,10 +164,7 @@ class SoundCollector:
         first = max(0, first)
         if not len(samples):
             return
-        offset = first - round(self._window_start_s * self._rate)
-        low, high = max(0, offset), min(len(self._window), offset + len(samples))
-        if low < high:
-            self._window[low:high] = samples[low - offset : high - offset]
+        self._keep(first, samples)
         peak = float(np.abs(samples).max())
         if not math.isfinite(peak):
             raise unreadable("the sound holds values that are no finite numbers")
@@ -177,6 +174,10 @@ class SoundCollector:
         self._square_sum += float(np.square(samples, dtype=np.float64).sum())
         self._num_heard += len(samples)
         self._measure_blocks(samples)
+
+    def _keep(self, first: int, samples: np.ndarray) -> None:
+        """Takes samples of the clip, float32, of which the first is sample number `first` of it."""
+        copy_samples(self._window, round(self._window_start_s * self._rate), samples, first)
 
     def _measure_blocks(self, samples: np.ndarray) -> None:
         samples = np.concatenate([self._rest, samples])
@@ -200,6 +201,60 @@ class SoundCollector:
 
     def _num_samples(self) -> int:
         return round(self._duration_s * self._rate)
+
+
+class SoundStream(SoundCollector):
+    """A sink that gives windows of the sound, in the order of their beginnings, while it takes more of it.
+
+    start_s, duration_s: as of `SoundCollector`. needed_to_s: it is done there. Only what lies after the place last
+    given to `forget` is kept.
+    """
+
+    def __init__(self, *, start_s: float, duration_s: float, needed_to_s: float) -> None:
+        super().__init__(start_s=start_s, duration_s=duration_s, window_start_s=0.0, window_s=0.0)
+        self._needed_to_s = needed_to_s
+        self._kept: list[tuple[int, np.ndarray]] = []
+        self._forgotten_s = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.has(self._needed_to_s, 0.0)
+
+    def has(self, start_s: float, length_s: float) -> bool:
+        """Whether all of a window was heard already."""
+        if not self._rate:
+            return False
+        needed = round(start_s * self._rate) + round(length_s * self._rate)
+        return self._position + self._num_pending >= min(needed, self._num_samples())
+
+    def cut(self, start_s: float, length_s: float) -> tuple[np.ndarray, int]:
+        """As `SoundCollector.window`, for this window."""
+        self.require(start_s + length_s)
+        window = np.zeros(round(length_s * self._rate), np.float32)
+        for first, samples in self._kept:
+            copy_samples(window, round(start_s * self._rate), samples, first)
+        return window, self._rate
+
+    def forget(self, before_s: float) -> None:
+        """No window that begins before `before_s` will be asked for."""
+        self._forgotten_s = before_s
+        self._drop_forgotten()
+
+    def _keep(self, first: int, samples: np.ndarray) -> None:
+        self._kept.append((first, samples))
+        self._drop_forgotten()
+
+    def _drop_forgotten(self) -> None:
+        place = round(self._forgotten_s * self._rate)
+        self._kept = [(first, samples) for first, samples in self._kept if first + len(samples) > place]
+
+
+def copy_samples(window: np.ndarray, window_first: int, samples: np.ndarray, first: int) -> None:
+    """Writes into `window`, which begins at sample number window_first, what it shares with `samples`, at `first`."""
+    offset = first - window_first
+    low, high = max(0, offset), min(len(window), offset + len(samples))
+    if low < high:
+        window[low:high] = samples[low - offset : high - offset]
 
 
 class _Blocks:

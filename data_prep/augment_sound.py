@@ -89,12 +89,16 @@ def _reverberation(
 
     def reverberate(samples: np.ndarray, parameters: Parameters) -> np.ndarray:
         size = np.array(smallest_m) + parameters["size"] * (np.array(largest_m) - np.array(smallest_m))
-        response = _room_response(size, parameters["rt60"], distance_m)
-        heard = fftconvolve(samples, response)[: len(samples)]
-        level = float(np.sqrt(np.mean(heard**2)))
-        return heard * (float(np.sqrt(np.mean(samples**2))) / level) if level > 0 else heard
+        return reverberated(samples, _room_response(size, parameters["rt60"], distance_m))
 
     return reverberate
+
+
+def reverberated(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """`samples` as heard in a room of this impulse response, at their own level (RMS) and of their length."""
+    heard = fftconvolve(samples, response)[: len(samples)]
+    level = float(np.sqrt(np.mean(heard**2)))
+    return heard * (float(np.sqrt(np.mean(samples**2))) / level) if level > 0 else heard
 
 
 def _room_response(size_m: np.ndarray, rt60_s: float, distance_m: float) -> np.ndarray:

@@ -30,9 +30,14 @@ def _jpeg(frames: torch.Tensor, parameters: Parameters) -> torch.Tensor:
 
 
 def _blur(frames: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-    sigma = _scaled(parameters["sigma"], frames)
-    size = 2 * math.ceil(3 * sigma) + 1
-    return pictures.gaussian_blur(frames, [size, size], [sigma, sigma])
+    return blurred(frames, _scaled(parameters["sigma"], frames))
+
+
+def blurred(frames: torch.Tensor, sigma: float) -> torch.Tensor:
+    """uint8 [..., height, width]: Gaussian blur, sigma in pixels."""
+    # The picture goes on as its mirror, which must be as large as the kernel's reach.
+    reach = min(math.ceil(3 * sigma), *(side - 1 for side in frames.shape[-2:]))
+    return pictures.gaussian_blur(frames, [2 * reach + 1] * 2, [sigma, sigma])
 
 
 def _motion_blur(frames: torch.Tensor, parameters: Parameters) -> torch.Tensor:
@@ -55,9 +60,13 @@ def _gaussian_noise(frames: torch.Tensor, parameters: Parameters) -> torch.Tenso
 
 
 def _half_resolution(frames: torch.Tensor, parameters: Parameters) -> torch.Tensor:
-    side = frames.shape[-1]
-    half = max(1, side // 2)
-    return pictures.resize(pictures.resize(frames, [half, half]), [side, side])
+    return coarsened(frames, 2.0)
+
+
+def coarsened(frames: torch.Tensor, factor: float) -> torch.Tensor:
+    """uint8 [..., height, width]: sides shrunk by `factor`, at least 1, and enlarged again."""
+    sides = list(frames.shape[-2:])
+    return pictures.resize(pictures.resize(frames, [max(1, int(side / factor)) for side in sides]), sides)
 
 
 def _brightness(frames: torch.Tensor, parameters: Parameters) -> torch.Tensor:

@@ -6,7 +6,7 @@ gives the same bytes, whatever else is prepared (with one number of torch thread
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,12 +15,14 @@ import pyarrow as pa
 
 from data_prep import audio, augmentations, faces
 from data_prep.augmentations import Plan
+from data_prep.damages import DamagedClip
 from data_prep.decoder import Decoder
 from data_prep.faces import FaceDetector, MtcnnDetector, Track
 from data_prep.manifest import Row, resolve_path
 from data_prep.rejects import MOST_TIMEOUT_S, Reject, RejectedError, RejectReason
 from data_prep.storage import InputError
-from data_prep.window import WindowSettings
+from data_prep.window import ClipWindow, WindowSettings
+from data_prep.window_stream import RefusedWindow, StreamedWindow
 
 __all__ = [
     "CORPUS_SCHEMA",
@@ -184,7 +186,9 @@ class ClipPreparer:
         """Ends the decoder's process, if the decoder is this object's own."""
         self._own_decoder.close()
 
-    def __call__(self, row: Row, roots: Mapping[str, str]) -> dict[str, Any] | Reject:
+    def __call__(
+        self, row: Row, roots: Mapping[str, str], damage: DamagedClip | None = None
+    ) -> dict[str, Any] | Reject:
         """A row of CORPUS_SCHEMA for a row of a manifest whose paths lie below `roots`, or why there is none.
 
         frames: uint8 [num_frames, 3, frame_size, frame_size], RGB. spectrogram: float32 [spectrogram_frames, 257],
@@ -197,39 +201,93 @@ class ClipPreparer:
         trimmed_leading_s, trimmed_trailing_s, loudness_dbfs, fps, duration_s: see `window.ClipWindow`; width, height,
         sample_rate, bit_rate, file_bytes: see `file_facts.FileFacts`. None of them knows of the augmentation.
 
+        damage: what the clip, which is not augmented, suffers before it is looked at; what is measured of the whole
+        clip does not know of it either.
+
         Raises InputError if there is no such augmentation.
         """
         try:
-            return {name: row[name] for name in _LABEL_COLUMNS} | self._prepare(row, roots)
+            return {name: row[name] for name in _LABEL_COLUMNS} | self._prepare(row, roots, damage)
         except RejectedError as rejected:
             return Reject(
                 clip_id=row["clip_id"], path=row["video_path"], reason=rejected.reason, detail=rejected.detail
             )
 
-    def _prepare(self, row: Row, roots: Mapping[str, str]) -> dict[str, Any]:
+    def _prepare(self, row: Row, roots: Mapping[str, str], damage: DamagedClip | None) -> dict[str, Any]:
         config = self.config
         plan = augmentations.plan(row["augmentation"], row["clip_id"], window_s=config.window_s)
         video_uri, audio_uri = _resolve(row, roots)
-        clip = self._decoder.read_window(video_uri, audio_uri, **window_settings(config, plan, row["clip_id"]))
-        level = audio.dbfs(clip.sound)
+        settings = window_settings(config, plan, row["clip_id"])
+        if damage is None:
+            clip = self._decoder.read_window(video_uri, audio_uri, **settings)
+        else:
+            clip = damage.window(self._decoder.read_window(video_uri, audio_uri, **damage.settings(settings)))
+        made = self._prepare_window(clip, plan)
+        choice = {name: made.pop(name) for name in ("num_faces", "face_choice")}  # the schema's last columns
+        return {
+            **made,
+            **{name: getattr(clip, name) for name in _MEASURED_COLUMNS},
+            **{name: getattr(clip.facts, name) for name in _FACT_COLUMNS},
+            **choice,
+        }
+
+    def windows(
+        self, video_uri: str, *, hop_s: float, first: int = 0, count: int | None = None
+    ) -> Iterator[dict[str, Any] | RefusedWindow]:
+        """The windows of a clip of any length, decoded in one pass, in order; see `window_stream.StreamSettings`.
+
+        A window is a row of CORPUS_SCHEMA without labels and without what is measured of the whole clip or its file,
+        but with duration_s, width and height, and with window_end_s; or it is refused, for what a clip that is no
+        longer would be refused for.
+
+        Raises RejectedError, before the first window, where the clip has none.
+        """
+        config = self.config
+        streamed = self._decoder.stream_windows(
+            video_uri,
+            window_s=config.window_s,
+            hop_s=hop_s,
+            num_frames=config.num_frames,
+            min_duration_s=config.min_duration_s,
+            leading_silence_db=config.leading_silence_db,
+            trim_silence=config.trim_silence,
+            first=first,
+            count=count,
+        )
+        for window in streamed:
+            if isinstance(window, RefusedWindow):
+                yield window
+                continue
+            span = {"start_s": window.start_s, "end_s": window.end_s, "duration_s": window.duration_s}
+            try:
+                made = self._prepare_window(window, augmentations.plan(None, "", window_s=config.window_s))
+            except RejectedError as rejected:
+                yield RefusedWindow(**span, reason=rejected.reason, detail=rejected.detail)
+            else:
+                height, width = window.images[0].shape[:2]
+                size = {"width": width, "height": height}
+                yield made | size | {"window_end_s": window.end_s, "duration_s": window.duration_s}
+
+    def _prepare_window(self, window: ClipWindow | StreamedWindow, plan: Plan) -> dict[str, Any]:
+        """What is seen and heard in a window. Raises RejectedError: silent, no_face."""
+        config = self.config
+        level = audio.dbfs(window.sound)
         if level < config.silence_dbfs:
             raise RejectedError(RejectReason.SILENT, f"the level is {level:.1f} dBFS, under {config.silence_dbfs:g}")
-        track, margin = self._find_face(clip.images)
+        track, margin = self._find_face(window.images)
         crops = [
             faces.crop(image, box, margin=margin, size=config.frame_size)
-            for image, box in zip(clip.images, track.boxes, strict=True)
+            for image, box in zip(window.images, track.boxes, strict=True)
         ]
         # In this order, or a change of the volume would be undone.
-        sound = plan.sound(audio.raise_volume(clip.sound, config.target_dbfs))
+        sound = plan.sound(audio.raise_volume(window.sound, config.target_dbfs))
         return {
             "frames": plan.images(np.stack(crops)),
             "spectrogram": audio.magnitude_spectrogram(sound, config.spectrogram_frames),
-            "window_start_s": clip.start_s,
-            "frame_times_s": clip.frame_times_s,
+            "window_start_s": window.start_s,
+            "frame_times_s": window.frame_times_s,
             "face_score": track.scores,
             "face_box": track.boxes,
-            **{name: getattr(clip, name) for name in _MEASURED_COLUMNS},
-            **{name: getattr(clip.facts, name) for name in _FACT_COLUMNS},
             "num_faces": track.num_faces,
             "face_choice": track.choice,
         }

@@ -42,12 +42,15 @@ def contact_sheet(parts: Sequence[str], *, clips: int = 24, face_margin: float |
     return draw_rows(rows, face_margin=face_margin), len(rows)
 
 
-def draw_rows(rows: Sequence[Mapping[str, Any]], *, face_margin: float | None = None) -> bytes:
-    """A JPEG of corpus rows, one below the other, drawn as `contact_sheet` says."""
+def draw_rows(
+    rows: Sequence[Mapping[str, Any]], *, face_margin: float | None = None, captions: Sequence[str] | None = None
+) -> bytes:
+    """A JPEG of corpus rows, one below the other, drawn as `contact_sheet` says; captions: other lines above them."""
     width, height = _row_size(rows)
     sheet = Image.new("RGB", (width, max(1, len(rows)) * height), "white")
     for position, row in enumerate(rows):
-        _draw_row(sheet, position * height, row, face_margin)
+        text = caption(row) if captions is None else captions[position]
+        _draw_row(sheet, position * height, row, text, face_margin)
     data = io.BytesIO()
     sheet.save(data, "JPEG", quality=85, subsampling=0)  # or thin coloured lines would turn grey
     return data.getvalue()
@@ -71,9 +74,9 @@ def _row_size(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return frames * _SIDE + _GAP + _SPECTROGRAM_WIDTH, _HEADER + _SIDE + _GAP
 
 
-def _draw_row(sheet: Image.Image, top: int, row: Mapping[str, Any], face_margin: float | None) -> None:
+def _draw_row(sheet: Image.Image, top: int, row: Mapping[str, Any], text: str, face_margin: float | None) -> None:
     draw = ImageDraw.Draw(sheet)
-    draw.text((2, top + 2), caption(row), fill="black", font=ImageFont.load_default(12))
+    draw.text((2, top + 2), text, fill="black", font=ImageFont.load_default(12))
     top += _HEADER
     for position, (frame, score) in enumerate(zip(row["frames"], row["face_score"], strict=True)):
         left = position * _SIDE

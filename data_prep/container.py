@@ -199,6 +199,14 @@ def decode(container: InputContainer, sinks: Mapping[int, Sink], skippers: Mappi
     skippers: of picture streams of which only a later part is needed, by index. Raises av.error.FFmpegError (which
     `open_media` turns into RejectedError) if a packet on the way cannot be decoded.
     """
+    for _ in decode_stepwise(container, sinks, skippers):
+        pass
+
+
+def decode_stepwise(
+    container: InputContainer, sinks: Mapping[int, Sink], skippers: Mapping[int, Skipper] | None = None
+) -> Iterator[None]:
+    """What `decode` does, with a pause after each packet, to look at the sinks."""
     for stream in container.streams:
         if stream.index in sinks:
             stream.codec_context.thread_count = 1
@@ -221,3 +229,4 @@ def decode(container: InputContainer, sinks: Mapping[int, Sink], skippers: Mappi
             packet.stream.discard = Discard.all
             if not waiting:
                 return
+        yield

@@ -18,18 +18,19 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import IO, Any, TypeVar, Unpack
 
 from data_prep.audio import SAMPLE_RATE
-from data_prep.decoder_answers import printable, unpack_facts, unpack_window
+from data_prep.decoder_answers import has_successor, printable, unpack_facts, unpack_streamed, unpack_window
 from data_prep.decoder_messages import Message, MessageError, receive, send
 from data_prep.file_facts import FileFacts
 from data_prep.media_file import open_descriptor
 from data_prep.rejects import RejectedError, RejectReason
 from data_prep.window import ClipWindow, WindowSettings
+from data_prep.window_stream import RefusedWindow, StreamedWindow, StreamSettings, end_of
 
 DEFAULT_MEMORY_BYTES = 4 << 30
 """Addresses that the child may use. Frames of 1080 x 1920 take a tenth of it, 8K with 10 bits the half."""
@@ -47,6 +48,10 @@ _DYING_S = 2.0
 """How long a child that fell silent may take to be gone."""
 _LAST_BYTES = 1000
 """Of what a child wrote, in which its last line is looked for."""
+
+_MOST_CRASHES = 2
+"""A clip on which so many children died is given up."""
+_MOST_WINDOWS = 1 << 20
 
 Answer = TypeVar("Answer")
 
@@ -99,6 +104,50 @@ class Decoder:
         unpack = functools.partial(unpack_window, num_frames=settings["num_frames"], num_samples=num_samples)
         return self._ask(request, video_uri, audio_uri, unpack)
 
+    def stream_windows(
+        self, video_uri: str, **settings: Unpack[StreamSettings]
+    ) -> Iterator[StreamedWindow | RefusedWindow]:
+        """What `window_stream.stream_windows` decodes of the clip at a local path or s3:// URI.
+
+        The time that decoding may take is that of one window. A child that dies in the midst gets a successor that
+        goes on from there; where that one dies, too, all that is left is refused. Until the last window was taken, no
+        other clip may be decoded. Raises like `read_window`, before the first window only.
+        """
+        first, count = settings.get("first", 0), settings.get("count")
+        given, crashes, window = 0, 0, None
+        with open_descriptor(video_uri) as descriptor:
+            while True:
+                rest: StreamSettings = {**settings, "first": first + given}
+                rest["count"] = None if count is None else count - given
+                try:
+                    for window in self._stream(descriptor, rest):
+                        yield window
+                        given += 1
+                    return
+                except RejectedError as rejected:
+                    crashes += rejected.reason is RejectReason.DECODER_CRASHED
+                    if rejected.reason is RejectReason.DECODER_CRASHED and crashes < _MOST_CRASHES:
+                        continue
+                    if window is None:
+                        raise
+                    end_s = end_of(first, count, window.duration_s, settings["window_s"], settings["hop_s"])
+                    span = {"start_s": window.end_s, "end_s": end_s, "duration_s": window.duration_s}
+                    yield RefusedWindow(**span, reason=rejected.reason, detail=rejected.detail)
+                    return
+
+    def _stream(self, descriptor: int, settings: StreamSettings) -> Iterator[StreamedWindow | RefusedWindow]:
+        """The windows that one child gives; what a hostile one gives must end, too."""
+        num_samples = round(settings["window_s"] * SAMPLE_RATE)
+        unpack = functools.partial(unpack_streamed, num_frames=settings["num_frames"], num_samples=num_samples)
+        header = {"call": "stream", "settings": dict(settings), "timeout_s": self._timeout_s}
+        window = self._ask_child(Message(header=header, descriptors=[descriptor]), unpack)
+        for _ in range(_MOST_WINDOWS):
+            if window is None:
+                return
+            yield window
+            window = self._ask_child(None, unpack)
+        raise RejectedError(RejectReason.UNREADABLE, "it has more windows than any clip has")
+
     def probe(self, video_uri: str, audio_uri: str | None) -> FileFacts:
         """The facts of a clip's files; decodes no more than a frame. Raises like `read_window`."""
         return self._ask({"call": "probe"}, video_uri, audio_uri, unpack_facts)
@@ -117,9 +166,9 @@ class Decoder:
                     raise
             return self._ask_child(message, unpack)
 
-    def _ask_child(self, message: Message, unpack: Callable[[Message], Answer]) -> Answer:
-        """The answer of the child, which is ended where it crashed or took too long."""
-        if self._child is not None and self._child.is_busy:
+    def _ask_child(self, message: Message | None, unpack: Callable[[Message], Answer]) -> Answer:
+        """The answer of the child, which is ended where it crashed or took too long; None asks for its next one."""
+        if message is not None and self._child is not None and self._child.is_busy:
             self.close()  # An interrupt came between its question and its answer, which would be taken for the next.
         if self._child is None:
             self._child = _Child(self._memory_bytes)
@@ -143,7 +192,7 @@ class _Child:
 
     def __init__(self, memory_bytes: int) -> None:
         self.is_busy = False
-        """Whether it owes an answer."""
+        """Whether it owes an answer, or another one."""
         self._connection, theirs = socket.socketpair()
         # A file, not a pipe: nobody has to read while it is written, and the child's limits bound it.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
@@ -191,16 +240,20 @@ class _Child:
             self.end()
             raise DecoderStartError(f"the decoding process does not start: {how}.")
 
-    def ask(self, message: Message, timeout_s: float, most_bytes: int) -> Message:
-        """The answer to a request. Raises TimeoutError; MessageError or OSError if the child is gone."""
+    def ask(self, message: Message | None, timeout_s: float, most_bytes: int) -> Message:
+        """The answer to a request, or (None) the next answer to the last one.
+
+        Raises TimeoutError; MessageError or OSError if the child is gone.
+        """
         deadline = time.monotonic() + timeout_s
         self.is_busy = True
         self._connection.settimeout(timeout_s)
-        send(self._connection, message)
+        if message is not None:
+            send(self._connection, message)
         answer = receive(self._connection, most_bytes=most_bytes, deadline=deadline)
         if answer is None:
             raise MessageError("it closed the connection")
-        self.is_busy = False
+        self.is_busy = has_successor(answer)
         return answer
 
     def death(self) -> str:

@@ -10,8 +10,10 @@ from data_prep.decoder_messages import Message, MessageError
 from data_prep.file_facts import FileFacts
 from data_prep.rejects import RejectedError, RejectReason
 from data_prep.window import ClipWindow
+from data_prep.window_stream import RefusedWindow, StreamedWindow
 
 _NUMBERS = tuple(field.name for field in fields(ClipWindow) if field.type is float)
+_SPAN = ("start_s", "end_s", "duration_s")
 _MOST = {"file_bytes": 2**63 - 1}
 """The largest whole numbers that the corpus has room for; 2**31 - 1 where none is named."""
 _DETAIL_CHARACTERS = 200
@@ -19,15 +21,15 @@ _DETAIL_CHARACTERS = 200
 
 def pack_window(clip: ClipWindow) -> Message:
     """Each picture once, and where it stands; times and sound."""
-    distinct = {id(image): image for image in clip.images}
+    numbers = {name: float(getattr(clip, name)) for name in _NUMBERS}
+    return _packed(clip, {"answer": "window", "numbers": numbers, "facts": asdict(clip.facts)})
+
+
+def _packed(window: ClipWindow | StreamedWindow, header: dict[str, Any]) -> Message:
+    distinct = {id(image): image for image in window.images}
     order = list(distinct)
-    header = {
-        "answer": "window",
-        "images": [order.index(id(image)) for image in clip.images],
-        "numbers": {name: float(getattr(clip, name)) for name in _NUMBERS},
-        "facts": asdict(clip.facts),
-    }
-    return Message(header=header, arrays=[clip.frame_times_s, clip.sound, *distinct.values()])
+    header["images"] = [order.index(id(image)) for image in window.images]
+    return Message(header=header, arrays=[window.frame_times_s, window.sound, *distinct.values()])
 
 
 def unpack_window(message: Message, *, num_frames: int, num_samples: int) -> ClipWindow:
@@ -36,8 +38,30 @@ def unpack_window(message: Message, *, num_frames: int, num_samples: int) -> Cli
     Raises MessageError, or what `raise_rejection` raises.
     """
     raise_rejection(message)
-    numbers, positions = message.header.get("numbers"), message.header.get("images")
-    if not isinstance(numbers, dict) or not isinstance(positions, list) or len(message.arrays) < 3:
+    images, times, sound = _checked_arrays(message, num_frames, num_samples)
+    numbers = _numbers_of(message)
+    return ClipWindow(
+        images=images,
+        frame_times_s=times,
+        sound=sound,
+        facts=_facts(message.header.get("facts")),
+        **{name: _number(numbers.get(name), name) for name in _NUMBERS},
+    )
+
+
+def _numbers_of(message: Message) -> dict[str, Any]:
+    numbers = message.header.get("numbers")
+    if not isinstance(numbers, dict):
+        raise MessageError("the answer is no window")
+    return numbers
+
+
+def _checked_arrays(
+    message: Message, num_frames: int, num_samples: int
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """One image per frame, their times, and the sound."""
+    positions = message.header.get("images")
+    if not isinstance(positions, list) or len(message.arrays) < 3:
         raise MessageError("the answer is no window")
     times, sound, *images = message.arrays
     if (
@@ -49,13 +73,43 @@ def unpack_window(message: Message, *, num_frames: int, num_samples: int) -> Cli
         or not (np.isfinite(times).all() and np.isfinite(sound).all())
     ):
         raise MessageError("the answer's arrays are no window")
-    return ClipWindow(
-        images=[images[position] for position in positions],
-        frame_times_s=times,
-        sound=sound,
-        facts=_facts(message.header.get("facts")),
-        **{name: _number(numbers.get(name), name) for name in _NUMBERS},
-    )
+    return [images[position] for position in positions], times, sound
+
+
+def pack_streamed(window: StreamedWindow | RefusedWindow) -> Message:
+    """One window of many."""
+    header: dict[str, Any] = {"numbers": {name: getattr(window, name) for name in _SPAN}}
+    if isinstance(window, RefusedWindow):
+        return Message(header=header | {"answer": "refused", "reason": str(window.reason), "detail": window.detail})
+    return _packed(window, header | {"answer": "streamed"})
+
+
+def has_successor(message: Message) -> bool:
+    """Whether the answer is one of many, and not the last."""
+    return message.header.get("answer") in ("streamed", "refused")
+
+
+def pack_end() -> Message:
+    """No window follows."""
+    return Message(header={"answer": "end"})
+
+
+def unpack_streamed(message: Message, *, num_frames: int, num_samples: int) -> StreamedWindow | RefusedWindow | None:
+    """The inverse of `pack_streamed`, for a window of so many frames and samples; None is the end.
+
+    Raises MessageError, or what `raise_rejection` raises.
+    """
+    raise_rejection(message)
+    answer = message.header.get("answer")
+    if answer == "end":
+        return None
+    numbers = _numbers_of(message)
+    span = {name: _number(numbers.get(name), name) for name in _SPAN}
+    if answer == "refused":
+        reason, detail = _rejection(message)
+        return RefusedWindow(**span, reason=reason, detail=detail)
+    images, times, sound = _checked_arrays(message, num_frames, num_samples)
+    return StreamedWindow(images=images, frame_times_s=times, sound=sound, **span)
 
 
 def pack_facts(facts: FileFacts) -> Message:
@@ -76,12 +130,15 @@ def pack_rejection(rejected: RejectedError) -> Message:
 
 def raise_rejection(message: Message) -> None:
     """Raises RejectedError if `message` is one; MessageError if it is a malformed one."""
-    if message.header.get("answer") != "rejected":
-        return
+    if message.header.get("answer") == "rejected":
+        raise RejectedError(*_rejection(message))
+
+
+def _rejection(message: Message) -> tuple[RejectReason, str]:
     reason, detail = message.header.get("reason"), message.header.get("detail")
     if not isinstance(reason, str) or reason not in set(RejectReason) or not isinstance(detail, str):
         raise MessageError("the answer is no rejection")
-    raise RejectedError(RejectReason(reason), printable(detail))
+    return RejectReason(reason), printable(detail)
 
 
 def printable(text: str) -> str:

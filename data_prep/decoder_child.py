@@ -9,12 +9,13 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import av.logging
 
-from data_prep import window
-from data_prep.decoder_answers import pack_facts, pack_rejection, pack_window
+from data_prep import window, window_stream
+from data_prep.decoder_answers import pack_end, pack_facts, pack_rejection, pack_streamed, pack_window
 from data_prep.decoder_messages import Message, receive, send
 from data_prep.rejects import RejectedError, RejectReason
 
@@ -40,27 +41,42 @@ def main(connection_number: int, memory_bytes: int) -> None:
     with socket.socket(fileno=connection_number) as connection:
         send(connection, Message(header={"answer": "ready"}))
         while (request := receive(connection, most_descriptors=_MOST_FILES)) is not None:
-            # Its default action ends this process, whatever a library is busy with.
-            signal.setitimer(signal.ITIMER_REAL, request.header["timeout_s"] + _GRACE_S)
-            answer = _answer(request, memory_bytes)
-            for descriptor in request.descriptors:
-                os.close(descriptor)
-            send(connection, answer)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            for answer in _timed(_answers(request, memory_bytes), request.header["timeout_s"]):
+                send(connection, answer)
 
 
-def _answer(request: Message, memory_bytes: int) -> Message:
+def _timed(answers: Iterator[Message], timeout_s: float) -> Iterator[Message]:
+    """The same, each within its time; that the other side takes its own to receive them does not count."""
+    while True:
+        # Its default action ends this process, whatever a library is busy with.
+        signal.setitimer(signal.ITIMER_REAL, timeout_s + _GRACE_S)
+        answer = next(answers, None)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if answer is None:
+            return
+        yield answer
+
+
+def _answers(request: Message, memory_bytes: int) -> Iterator[Message]:
+    """One answer, or, of many windows, one each and the end; its files are closed before the last."""
     video, *others = request.descriptors
     sound = others[0] if others else None
     try:
         if request.header["call"] == "probe":
-            return pack_facts(window.probe(video, sound))
-        return pack_window(window.read_window(video, sound, **_settings(request.header["settings"])))
+            last = pack_facts(window.probe(video, sound))
+        elif request.header["call"] == "stream":
+            yield from map(pack_streamed, window_stream.stream_windows(video, **request.header["settings"]))
+            last = pack_end()
+        else:
+            last = pack_window(window.read_window(video, sound, **_settings(request.header["settings"])))
     except RejectedError as rejected:
-        return pack_rejection(rejected)
+        last = pack_rejection(rejected)
     except MemoryError:
         detail = f"decoding needs more memory than the {memory_bytes / 2**20:.0f} MiB that it may have"
-        return pack_rejection(RejectedError(RejectReason.DECODER_CRASHED, detail))
+        last = pack_rejection(RejectedError(RejectReason.DECODER_CRASHED, detail))
+    for descriptor in request.descriptors:
+        os.close(descriptor)
+    yield last
 
 
 def _settings(settings: dict[str, Any]) -> Any:

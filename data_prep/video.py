@@ -11,7 +11,7 @@ from av.video.reformatter import VideoReformatter
 from data_prep.container import Sink
 from data_prep.rejects import unreadable
 
-_CLOCK_TOLERANCE_S = 1e-5
+CLOCK_TOLERANCE_S = 1e-5
 """Time stamps are multiples of the container's clock, rounded: a frame due at t may be stamped a little after it."""
 _GAP_TOLERANCE_S = 0.1
 """How far the picture may fall short of a moment at either end of its stream before the file counts as damaged."""
@@ -113,6 +113,10 @@ class FrameCollector:
         time = frame.time
         if time is None:
             time = self._shown[0] + self._interval if self._shown else 0.0
+        self.show(time, frame)
+
+    def show(self, time: float, frame: av.VideoFrame) -> None:
+        """Takes the next decoded frame, which is shown from `time` on; raises as `add` does."""
         if self._shown is None:
             first = self._times[0]
             if first < time - _GAP_TOLERANCE_S:
@@ -120,7 +124,7 @@ class FrameCollector:
             self._shown = time, frame
         elif time < self._shown[0]:
             return  # Out of order: no player would show it.
-        while not self.done and self._times[len(self._pictures)] < time - _CLOCK_TOLERANCE_S:
+        while not self.done and self._times[len(self._pictures)] < time - CLOCK_TOLERANCE_S:
             self._keep_shown()
         self._shown = time, frame
 

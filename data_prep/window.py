@@ -4,30 +4,21 @@ The clip begins where picture and sound have both begun, and ends where the firs
 seconds since that beginning, unless they are said to be on a file's own clock. Files are open descriptors.
 """
 
-import math
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
-from av.audio.stream import AudioStream
-from av.container import InputContainer
-from av.stream import Stream
 
 from data_prep import audio, container
 from data_prep.audio import SoundCollector
 from data_prep.container import Sink, Skipper
 from data_prep.file_facts import FileFacts
-from data_prep.rejects import RejectedError, RejectReason, unreadable
+from data_prep.opened_clip import OpenedClip, facts_of, opened_clip, shape_of, usable_part
+from data_prep.rejects import RejectedError
 from data_prep.video import FirstFrame, FrameCollector, FrameShape, Picture
 
 if TYPE_CHECKING:
     from data_prep.video_filter import VideoFilter
-
-_FALLBACK_FPS = 25.0
-"""Taken where a file does not tell its rate; only frames without a time stamp depend on it."""
 
 
 class WindowSettings(TypedDict):
@@ -50,6 +41,8 @@ class WindowSettings(TypedDict):
     long as that, for the caller to stretch."""
     video_filter: NotRequired["VideoFilter | None"]
     """What every frame of the window passes before one is chosen; nothing unless it is said."""
+    sound_offset_s: NotRequired[float]
+    """Seconds by which the sound comes late (early, if negative), see `ShiftedSound`; in step unless it is said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,30 +73,6 @@ class ClipWindow:
     """Of the files as they are, not trimmed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Clip:
-    """A clip, opened: where it begins on the clocks of its streams' files, and how long it is."""
-
-    video: int
-    sound: int
-    picture_media: InputContainer
-    sound_media: InputContainer
-    picture_stream: Stream
-    sound_stream: AudioStream
-    picture_start_s: float
-    sound_start_s: float
-    duration_s: float
-    video_start_s: float
-    audio_start_s: float
-    trimmed_leading_s: float = 0.0
-    trimmed_trailing_s: float = 0.0
-
-    @property
-    def fps(self) -> float:
-        rate = self.picture_stream.average_rate
-        return float(rate) if rate is not None and rate > 0 else _FALLBACK_FPS
-
-
 def read_window(
     video: int,
     audio_file: int | None,
@@ -116,6 +85,7 @@ def read_window(
     trim_silence: bool = False,
     speed: float = 1.0,
     video_filter: "VideoFilter | None" = None,
+    sound_offset_s: float = 0.0,
 ) -> ClipWindow:
     """Decodes a window of a clip, each file once, only the moments that are needed; see `WindowSettings`.
 
@@ -126,12 +96,11 @@ def read_window(
 
     Raises RejectedError: unreadable, no_video, no_audio, too_short, silent (trim_silence only). Raises MemoryError.
     """
-    with _opened(video, audio_file) as clip:
-        _require_length(clip, min_duration_s, "picture and sound run together")
-        if trim_silence:
-            clip = _trimmed(clip, leading_silence_db)
-            _require_length(clip, min_duration_s, "it runs, without the silence at its ends,")
-        window = _Window(clip, window_s * speed, place, num_frames, video_filter)
+    with opened_clip(video, audio_file) as clip:
+        clip = usable_part(
+            clip, min_duration_s=min_duration_s, silence_db=leading_silence_db, trim_silence=trim_silence
+        )
+        window = _Window(clip, window_s * speed, place, num_frames, video_filter, sound_offset_s)
         skipper = Skipper(window.needed_from_s)
         try:
             with container.damage_rejected():
@@ -142,7 +111,7 @@ def read_window(
         else:
             return window.result(leading_silence_db)
     # What begins with a key frame does not always need nothing before it. Whether the clip is damaged, all of it tells.
-    with _opened(video, audio_file) as again:
+    with opened_clip(video, audio_file) as again:
         clip = replace(
             clip,
             picture_media=again.picture_media,
@@ -150,7 +119,7 @@ def read_window(
             picture_stream=again.picture_stream,
             sound_stream=again.sound_stream,
         )
-        window = _Window(clip, window_s * speed, place, num_frames, video_filter)
+        window = _Window(clip, window_s * speed, place, num_frames, video_filter, sound_offset_s)
         window.decode(None)
         return window.result(leading_silence_db)
 
@@ -160,83 +129,30 @@ def probe(video: int, audio_file: int | None) -> FileFacts:
 
     Raises RejectedError: unreadable, no_video, no_audio. Raises MemoryError.
     """
-    with _opened(video, audio_file) as clip:
+    with opened_clip(video, audio_file) as clip:
         first = FirstFrame()
         container.decode(clip.picture_media, {clip.picture_stream.index: first})
-        return _facts(clip, _shape(first))
-
-
-@contextmanager
-def _opened(video: int, audio_file: int | None) -> Iterator[_Clip]:
-    with ExitStack() as stack:
-        picture_media = sound_media = stack.enter_context(container.open_media(video))
-        picture_stream = container.video_stream(picture_media)
-        if audio_file is None:
-            sound_stream = container.audio_stream(sound_media, picture_stream)
-            picture, sound = container.stream_spans(video, picture_stream, sound_stream)
-            picture_start = sound_start = max(picture[0], sound[0])
-            duration = min(picture[1], sound[1]) - picture_start
-        else:
-            sound_media = stack.enter_context(container.open_media(audio_file))
-            sound_stream = container.audio_stream(sound_media)
-            (picture,) = container.stream_spans(video, picture_stream)
-            (sound,) = container.stream_spans(audio_file, sound_stream)
-            picture_start, sound_start = picture[0], sound[0]
-            duration = min(picture[1] - picture[0], sound[1] - sound[0])
-        yield _Clip(
-            video=video,
-            sound=video if audio_file is None else audio_file,
-            picture_media=picture_media,
-            sound_media=sound_media,
-            picture_stream=picture_stream,
-            sound_stream=sound_stream,
-            picture_start_s=picture_start,
-            sound_start_s=sound_start,
-            duration_s=duration,
-            video_start_s=picture[0],
-            audio_start_s=sound[0],
-        )
-
-
-def _require_length(clip: _Clip, min_duration_s: float, what: str) -> None:
-    if not clip.duration_s >= min_duration_s:
-        detail = f"{what} for {max(0.0, clip.duration_s):.2f} s, under {min_duration_s:g} s"
-        raise RejectedError(RejectReason.TOO_SHORT, detail)
-
-
-def _trimmed(clip: _Clip, silence_db: float) -> _Clip:
-    """The stretch of `clip` between its first and its last sound, after a pass over its sound alone."""
-    collector = SoundCollector(start_s=clip.sound_start_s, duration_s=clip.duration_s, window_start_s=0.0, window_s=0.0)
-    with container.open_media(clip.sound) as media:
-        container.decode(media, {clip.sound_stream.index: collector})
-    collector.require(clip.duration_s)
-    leading, trailing = collector.leading_silence_s(silence_db), collector.trailing_silence_s(silence_db)
-    if leading >= clip.duration_s:
-        raise RejectedError(RejectReason.SILENT, "nothing is left of it after its silence is trimmed")
-    return replace(
-        clip,
-        picture_start_s=clip.picture_start_s + leading,
-        sound_start_s=clip.sound_start_s + leading,
-        duration_s=clip.duration_s - leading - trailing,
-        trimmed_leading_s=leading,
-        trimmed_trailing_s=trailing,
-    )
+        return facts_of(clip, shape_of(first))
 
 
 class _Window:
     """One window of an opened clip: where it lies, and what takes its frames and samples."""
 
     def __init__(
-        self, clip: _Clip, window_s: float, place: float, num_frames: int, video_filter: "VideoFilter | None"
+        self,
+        clip: OpenedClip,
+        window_s: float,
+        place: float,
+        num_frames: int,
+        video_filter: "VideoFilter | None",
+        sound_offset_s: float,
     ) -> None:
         taken_s = min(window_s, clip.duration_s)
         self._clip = clip
         self._start_s = place * (clip.duration_s - taken_s)
         self._num_taken = round(taken_s * audio.SAMPLE_RATE)
         self._num_samples = round(window_s * audio.SAMPLE_RATE)
-        # The picture repeats with the period of the sound, which is a whole number of samples.
-        moments = (np.arange(num_frames) + 0.5) * window_s / num_frames % (self._num_taken / audio.SAMPLE_RATE)
-        distinct, self._position = np.unique(moments, return_inverse=True)
+        distinct, self._position = frame_moments(num_frames, window_s, self._num_taken)
         first_s = clip.picture_start_s + self._start_s
         times = (first_s + distinct).tolist()
         self._frames = FrameCollector(times, fps=clip.fps)
@@ -250,9 +166,7 @@ class _Window:
             self.needed_from_s = first_s
             sink = self._filtered = filtered(sink, video_filter, first_s=first_s, last_s=first_s + taken_s)
         self._first_frame = FirstFrame(sink)
-        self._sound = SoundCollector(
-            start_s=clip.sound_start_s, duration_s=clip.duration_s, window_start_s=self._start_s, window_s=taken_s
-        )
+        self._sound = _sound_collector(clip, self._start_s, taken_s, sound_offset_s)
 
     def decode(self, skipper: Skipper | None) -> None:
         """Decodes what is needed; without `skipper` also all before. Raises RejectedError: unreadable; FFmpegError."""
@@ -271,8 +185,8 @@ class _Window:
 
     def result(self, silence_db: float) -> ClipWindow:
         """What was decoded."""
-        shape = _shape(self._first_frame)
-        images = _shown(self._frames.pictures(), shape)
+        shape = shape_of(self._first_frame)
+        images = shown_images(self._frames.pictures(), shape)
         times = np.array([picture.time_s for picture in self._frames.pictures()])
         return ClipWindow(
             images=[images[index] for index in self._position],
@@ -287,40 +201,42 @@ class _Window:
             trimmed_leading_s=self._clip.trimmed_leading_s,
             trimmed_trailing_s=self._clip.trimmed_trailing_s,
             fps=self._clip.fps,
-            facts=_facts(self._clip, shape),
+            facts=facts_of(self._clip, shape),
         )
 
 
-def _shown(pictures: list[Picture], shape: FrameShape) -> list[np.ndarray]:
+def _sound_collector(clip: OpenedClip, window_start_s: float, window_s: float, offset_s: float) -> SoundCollector:
+    if not offset_s:
+        return SoundCollector(
+            start_s=clip.sound_start_s,
+            duration_s=clip.duration_s,
+            window_start_s=window_start_s,
+            window_s=window_s,
+        )
+    # Only damaged clips need it.
+    from data_prep.shifted_sound import ShiftedSound
+
+    return ShiftedSound(
+        start_s=clip.sound_start_s,
+        duration_s=clip.duration_s,
+        window_start_s=window_start_s,
+        window_s=window_s,
+        offset_s=offset_s,
+    )
+
+
+def frame_moments(num_frames: int, window_s: float, num_taken: int) -> tuple[np.ndarray, np.ndarray]:
+    """(seconds after a window's beginning, ascending and distinct, float64; of each frame the index among these).
+
+    num_taken: samples that the clip has for the window; where they are fewer than window_s has, both senses repeat.
+    """
+    # The picture repeats with the period of the sound, which is a whole number of samples.
+    moments = (np.arange(num_frames) + 0.5) * window_s / num_frames % (num_taken / audio.SAMPLE_RATE)
+    distinct, position = np.unique(moments, return_inverse=True)
+    return distinct, position
+
+
+def shown_images(pictures: list[Picture], shape: FrameShape) -> list[np.ndarray]:
     """The images as they are shown; the same object for the same picture."""
     images = {id(picture): shape.shown(picture.image) for picture in pictures}
     return [images[id(picture)] for picture in pictures]
-
-
-def _shape(first: FirstFrame) -> FrameShape:
-    if first.shape is None:
-        raise unreadable("no picture can be decoded")
-    return first.shape
-
-
-def _facts(clip: _Clip, shape: FrameShape) -> FileFacts:
-    file_bytes = sum(os.fstat(descriptor).st_size for descriptor in {clip.video, clip.sound})
-    # The clip may have been trimmed; its file was not.
-    duration = clip.trimmed_leading_s + clip.duration_s + clip.trimmed_trailing_s
-    width, height = shape.shown_size
-    sound = clip.sound_stream.codec_context
-    return FileFacts(
-        duration_s=duration,
-        video_start_s=clip.video_start_s,
-        audio_start_s=clip.audio_start_s,
-        width=width,
-        height=height,
-        fps=clip.fps,
-        bit_rate=8 * file_bytes / duration if duration > 0 and math.isfinite(duration) else 0.0,
-        file_bytes=file_bytes,
-        sample_rate=sound.sample_rate,
-        channels=sound.layout.nb_channels,
-        video_codec=clip.picture_stream.codec_context.name,
-        audio_codec=sound.name,
-        rotation=shape.rotation,
-    )

@@ -1,143 +1,225 @@
-"""Prints P(fake) for new clips with a trained network, and shows the faces that it looked at.
+"""Prints P(fake) for new clips of any length with a trained network, and which sense spoke.
 
-Everything is done as it was for the network's training clips: the settings of faces, sound and backbones stand in the
-network's file. A clip that training would have refused is refused here, with the reason.
+A clip is scored window by window, each as long as those of the network's training clips; its score is that of the mean
+logit. Everything else is done as it was for the training clips: the settings of faces, sound and backbones stand in the
+network's file. A window, or a clip, that training would have refused is refused here, with the reason. The exit code is
+4 if a clip was refused.
+
+With the other sense silenced (its features at their means over the training clips), visual and audio are what each
+sense alone adds to the logit of a clip without either (the baseline), and together is what only both give. The four add
+up to the logit; the Shapley value of a sense is its own effect and half of together.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import IO, Any, Literal
 
-import numpy as np
-import torch
-
-from cluster.controls import GRID
-from cluster.evaluation import choose, network_uris, score_clips
-from cluster.features import Split
-from cluster.found_loop import StoredNetwork, read_network
+from cluster.chosen import network_of
+from cluster.network_files import StoredNetwork
+from cluster.scoring import ClipScore, ScoreSettings, prepare_config_of, score_files
 from cluster.shards import progress_bar
 from data_prep import storage
-from data_prep.clip import ClipPreparer, PrepareConfig, Reject
 from data_prep.contact_sheet import draw_rows
+from data_prep.manifest import VIDEO_SUFFIXES
 from data_prep.storage import InputError
 from jobs.cli import PARTLY, Outcome, option, run_command
-from stgs.backbones import BackboneConfig, FeatureExtractor, weights_digest
+
+_STANDARD_OUTPUT = "-"
+# Rows of the picture with faces.
+_MOST_PICTURES = 48
+_EFFECTS = ("visual", "audio", "together")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreJobConfig:
     """Options of `stgs score`."""
 
-    videos: tuple[str, ...] = option(help="clips to score", positional=True, metavar="VIDEO")
+    videos: tuple[str, ...] = option(
+        help="clips to score, or folders with them, local or s3://", positional=True, metavar="VIDEO"
+    )
     run: str | None = option(None, help="run whose found network (best on dev) is used")
     network: str | None = option(None, help="file of the network to use, in place of --run")
+    window: Literal["all", "corpus"] = option("all", help="score the whole clip, or the one window that prepare takes")
+    hop_s: float | None = option(
+        None, help="seconds from the beginning of a window to that of the next (default: the length of a window)"
+    )
+    json_lines: str | None = option(
+        None, help="file to write, one JSON object a line for each clip as it is scored; - for standard output"
+    )
     faces: str | None = option(None, help="picture (.jpg) to write, with the faces that the network looked at")
-    threads: int = option(1, help="threads; the last bits depend on it")
+    processes: int | None = option(None, help="processes that prepare clips (default: the cores)")
+    threads: int = option(1, help="threads of the backbones in each process; the last bits depend on it")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", help="where the backbones run")
 
 
 def run(config: ScoreJobConfig) -> Outcome:
     """Score the clips."""
-    stored = _network(config)
-    torch.set_num_threads(config.threads)
-    made = stored.facts["provenance"]
-    prepare_config = _from_facts(PrepareConfig, made["corpus"])
-    extractor = FeatureExtractor(_backbones(stored))
+    stored = network_of(config.run, config.network)
+    prepare_config = prepare_config_of(stored)
     threshold = stored.facts["metrics"]["threshold"]
-    results: list[dict[str, Any]] = []
-    shown: list[dict[str, Any]] = []
-    with (
-        ClipPreparer(prepare_config) as preparer,
-        progress_bar("score", len(config.videos), "clip", len(config.videos) > 1) as bar,
-    ):
-        for video in config.videos:
-            row = _prepare(preparer, video)
-            if isinstance(row, Reject):
-                results.append({"video": video, "refused": str(row.reason), "detail": row.detail})
-            else:
-                p_fake = _score(stored, extractor, row)
-                results.append({"video": video, "p_fake": p_fake, "fake": p_fake >= threshold})
-                shown.append(row)
-            bar.update()
-    payload: dict[str, Any] = {
-        "network": stored.uri,
-        "threshold": threshold,
-        "clips": results,
-    }
-    text = _text(stored, threshold, results)
+    names = _files(config.videos)
+    settings = ScoreSettings(
+        hop_s=_hop_s(config, prepare_config.window_s),
+        processes=config.processes,
+        threads=config.threads,
+        device=config.device,
+        pictures=_MOST_PICTURES if config.faces else 0,
+    )
+    clips: list[dict[str, Any]] = []
+    shown: list[tuple[dict[str, Any], str]] = []
+    with ExitStack() as stack:
+        lines = stack.enter_context(_lines(config.json_lines))
+        bar = stack.enter_context(progress_bar("score", 0, "window", True))
+
+        def progress(done: int, found: int) -> None:
+            bar.total = (bar.total or 0) + found
+            bar.update(done)
+
+        uris = [storage.absolute(name) for name in names]
+        scores = stack.enter_context(closing(score_files(stored, uris, settings, progress=progress)))
+        for name, score in zip(names, scores, strict=True):
+            clips.append({**score.facts(threshold), "clip": name})
+            shown += _pictures(name, score)
+            if lines is not None:
+                print(json.dumps(clips[-1]), file=lines, flush=True)
+    payload: dict[str, Any] = {"network": stored.uri, "threshold": threshold, "clips": clips}
+    text = _text(stored, clips)
     if config.faces and shown:
-        storage.write(config.faces, draw_rows(shown, face_margin=prepare_config.face_margin))
-        payload["faces"] = config.faces
-        text += f"\nfaces: {config.faces}"
-    return Outcome(payload, text, PARTLY if len(shown) < len(results) else 0)
+        pictures, captions = zip(*shown, strict=True)
+        storage.write(config.faces, draw_rows(pictures, face_margin=prepare_config.face_margin, captions=captions))
+        left_out = sum(len(_scored_windows(clip)) for clip in clips) - len(shown)
+        payload |= {"faces": config.faces, "faces_left_out": left_out}
+        text += f"\nfaces: {config.faces}" + (f" ({left_out} more windows have no room there)" if left_out else "")
+    exit_code = PARTLY if any("refused" in clip for clip in clips) else 0
+    return Outcome(payload, "" if config.json_lines == _STANDARD_OUTPUT else text, exit_code)
 
 
-def _network(config: ScoreJobConfig) -> StoredNetwork:
-    if (config.run is None) == (config.network is None):
-        raise InputError("give either --run, for its found network, or --network, for a network's file.")
-    if config.network is not None:
-        return read_network(storage.absolute(config.network))
-    run_uri = storage.absolute(str(config.run))
-    networks = {name: read_network(uri) for name, uri in network_uris(run_uri).items() if name.startswith(f"{GRID}/")}
-    found = choose({name: stored.facts for name, stored in networks.items()}, (GRID,))
-    assert found is not None  # network_uris refuses a run without networks of the grid
-    return networks[found]
+def _hop_s(config: ScoreJobConfig, window_s: float) -> float | None:
+    if config.window == "all":
+        return window_s if config.hop_s is None else config.hop_s
+    if config.hop_s is not None:
+        raise InputError("--hop-s is given, but --window corpus takes one window of a clip; leave one of them out.")
+    return None
 
 
-def _backbones(stored: StoredNetwork) -> BackboneConfig:
-    made = stored.facts["provenance"]
-    config = _from_facts(BackboneConfig, made["backbones"])
-    for sense in ("visual", "audio"):
-        weights = getattr(config, f"{sense}_weights")
-        if weights_digest(weights) != made["weights"][sense]:
-            raise InputError(f"{weights} is another file than the {sense} weights that {stored.uri} was trained with.")
-    return config
+def _scored_windows(clip: dict[str, Any]) -> list[dict[str, Any]]:
+    """The windows of a clip's JSON object that were not refused."""
+    return [window for window in clip["windows"] if "refused" not in window]
 
 
-def _from_facts(config_class: Any, facts: dict[str, Any]) -> Any:
-    """A setting that the file does not name is newer than it, and its default is how things were."""
-    unknown = sorted(set(facts) - {field.name for field in fields(config_class)})
-    if unknown:
-        raise InputError(
-            f"the network's file has {', '.join(unknown)} in its {config_class.__name__}, which this program does not "
-            "know; score with the version that trained it."
-        )
-    return config_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()})
+def _files(videos: Sequence[str]) -> list[str]:
+    """The clips in the order of the arguments, those of a folder by name. Raises InputError for one without any."""
+    if not videos:
+        raise InputError("no clip is given; give video files, or folders with them.")
+    found: list[str] = []
+    for video in videos:
+        if not _is_folder(video):
+            found.append(video)
+            continue
+        names = [name for name in storage.list(storage.absolute(video)) if _is_video(name)]
+        if not names:
+            raise InputError(
+                f"{video} is a folder without a video file; give one that holds some ({', '.join(VIDEO_SUFFIXES)})."
+            )
+        found += [storage.join(video, name) for name in names]
+    return found
 
 
-def _prepare(preparer: ClipPreparer, video: str) -> dict[str, Any] | Reject:
-    uri = storage.absolute(video)
-    folder, name = os.path.split(uri)
-    row = {
-        "clip_id": video,
-        "video_path": f"clip/{name}",
-        "audio_path": None,
-        **dict.fromkeys(("label", "category", "dataset", "subject", "target", "method", "augmentation")),
-    }
-    return preparer(row, {"clip": folder})
+def _is_folder(video: str) -> bool:
+    return not _is_video(video) if "://" in video else os.path.isdir(storage.absolute(video))
 
 
-def _score(stored: StoredNetwork, extractor: FeatureExtractor, row: dict[str, Any]) -> float:
-    features = extractor(torch.from_numpy(row["frames"][None]), torch.from_numpy(row["spectrogram"][None]))
-    columns = {name: values.numpy() for name, values in features.items()}
-    return float(score_clips(stored, Split(columns, np.zeros(1, np.int8), {}))[0])
+def _is_video(name: str) -> bool:
+    # macOS leaves a hidden file with the same suffix beside every file.
+    return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
-def _text(stored: StoredNetwork, threshold: float, results: Sequence[dict[str, Any]]) -> str:
+@contextlib.contextmanager
+def _lines(target: str | None) -> Iterator[IO[str] | None]:
+    """Where the lines go. Raises InputError if they cannot go there."""
+    if target is None:
+        yield None
+    elif target == _STANDARD_OUTPUT:
+        if sys.stdout is sys.stderr:
+            raise InputError("--json-lines - and --json both want standard output; give --json-lines a file.")
+        try:
+            yield sys.stdout
+        except BrokenPipeError:
+            # What Python writes when it ends must not meet the broken pipe, either.
+            with open(os.devnull, "w", encoding="utf-8") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            raise InputError("whoever read standard output left before all clips were scored.") from None
+    elif "://" in target:
+        raise InputError(f"json_lines is {target}, but lines are added one by one to a local file only; give one.")
+    else:
+        try:
+            file = open(storage.absolute(target), "w", encoding="utf-8")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise InputError(f"json_lines is {target}, which cannot be written: {error.strerror}.") from None
+        with file:
+            yield file
+
+
+def _pictures(name: str, score: ClipScore) -> list[tuple[dict[str, Any], str]]:
+    """Rows of the picture with faces, and the line above each."""
+    rows = []
+    for window in score.scored:
+        facts, picture = window.facts(), window.window.picture
+        if picture is None:
+            continue
+        span = f"{facts['start_s']:.1f} to {facts['end_s']:.1f} s"
+        text = f"{_printable(name)}   {span}, P(fake) {facts['p_fake']:.3f}, mean face score {facts['face_score']:.2f}"
+        rows.append((picture, text))
+    return rows
+
+
+def _text(stored: StoredNetwork, clips: Sequence[dict[str, Any]]) -> str:
+    metrics = stored.facts["metrics"]
     lines = [
-        f"network: {stored.uri} ({stored.facts['parameters']:,} parameters, AUC on dev "
-        f"{stored.facts['metrics']['dev_auc']:.3f})",
-        f"P(fake), called fake from {threshold:.4f} on:",
+        f"network: {stored.uri} ({stored.facts['parameters']:,} parameters, AUC on dev {metrics['dev_auc']:.3f})",
+        f"P(fake) of the mean logit of each clip's windows, called fake from {metrics['threshold']:.4f} on:",
     ]
-    for result in results:
-        if "refused" in result:
-            lines.append(f"  refused  {result['video']}: {result['refused']} ({result['detail']})")
-        else:
-            lines.append(f"  {result['p_fake']:.4f}  {'fake' if result['fake'] else 'real'}  {result['video']}")
+    for clip in clips:
+        name = _printable(clip["clip"])
+        if "refused" in clip:
+            lines.append(f"  refused  {name}: {clip['refused']} ({clip['detail']})")
+            continue
+        lines.append(f"  {clip['p_fake']:.4f}  {'fake' if clip['fake'] else 'real'}  {name}{_spread(clip)}")
+        if clip["senses"]:
+            effects = [f"{name} {clip['senses'][name]:+.2f}" for name in _EFFECTS if name in clip["senses"]]
+            lines.append(
+                f"    logit {clip['logit']:+.2f} = {clip['senses']['baseline']:+.2f} without, {', '.join(effects)}"
+            )
+    if any("refused" not in clip and not clip["senses"] for clip in clips):
+        lines.append(
+            "Which sense spoke is left out: an earlier version wrote the network's file, without the means of its "
+            "features; train it again."
+        )
     return "\n".join(lines)
+
+
+def _spread(clip: dict[str, Any]) -> str:
+    windows, refused = _scored_windows(clip), [window for window in clip["windows"] if "refused" in window]
+    if len(windows) + len(refused) < 2:
+        return ""
+    each = [window["p_fake"] for window in windows]
+    text = f"  ({len(windows)} windows, {min(each):.4f} to {max(each):.4f}"
+    if refused:
+        reasons = ", ".join(sorted({window["refused"] for window in refused}))
+        text += f"; refused: {len(refused)}, {reasons}"
+    return text + ")"
+
+
+def _printable(name: str) -> str:
+    """A file's name need not be text."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,11 +17,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.attempt_record import FRUITLESS_ATTEMPTS
-from cluster.attempts import Pack
 from cluster.limits import utc
 from cluster.stopping import Stop
 
-# (run, name of the pack): what a trial searches.
+# (run, name of the pack): what a trial searches; of found networks (URI, what is trained there).
 Key = tuple[str, str]
 BOARD_LOST = Stop("run", "the board, the process beside the driver that keeps count of its searches, has died")
 _HOUR = 3600.0
@@ -184,13 +183,12 @@ def start_board(limits: Limits) -> Any:
 class BoardLink:
     """A trial's side of the board; a `StopCheck` that also tells how far the trial is.
 
-    world: processes that share the search, each on one device.
+    key: of the trial. points: whose epochs it counts together. world: processes that share it, each on one device.
     """
 
-    def __init__(self, board: Any, run: str, pack: Pack, world: int = 1) -> None:
-        self._board, self._world = board, world
-        self._key: Key = (run, pack.name)
-        self._facts: dict[str, Any] = {"points": len(pack.points)}
+    def __init__(self, board: Any, key: Key, points: int, world: int = 1) -> None:
+        self._board, self._world, self._key = board, world, key
+        self._facts: dict[str, Any] = {"points": points}
         self._start = time.monotonic()
         self._asked: Any = None
 

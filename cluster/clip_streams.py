@@ -24,8 +24,8 @@ from data_prep import boxes, storage
 from data_prep.boxes import Meta
 from data_prep.manifest import Manifest
 from data_prep.storage import InputError
-from stgs.finetune import RawClips
 from stgs.parallel import SINGLE, Workers
+from stgs.streamed import RawClips
 
 EVALUATION_CLIPS = 16
 # Readers of the list of clips; on S3 each waits for an answer most of the time.
@@ -88,8 +88,24 @@ def index_corpus(uri: str, corpus: Meta, manifest_uri: str, manifest: Manifest) 
     }
 
 
+def joined(first: SplitIndex, second: SplitIndex) -> SplitIndex:
+    """The clips of two splits of one corpus as one."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for index in (first, second):
+        labels = iter(index.labels.tolist())
+        for part, rows in zip(index.parts, index.rows, strict=True):
+            found.setdefault(part, []).extend((row, next(labels)) for row in rows)
+    parts = sorted(found)
+    clips = [sorted(found[part]) for part in parts]
+    return SplitIndex(
+        tuple(parts),
+        tuple(tuple(row for row, _ in own) for own in clips),
+        np.array([label for own in clips for _, label in own], np.int8),
+    )
+
+
 class ShardStream:
-    """A `stgs.finetune.ClipStream` over the shards of a corpus.
+    """A `stgs.streamed.ClipStream` over the shards of a corpus.
 
     Args:
         split: its name, which the order depends on.

@@ -5,31 +5,41 @@ Every arm but the grid is a run of its own under parts/<arm>, on the same featur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from cluster.attempts import read_packs
 from cluster.features import FeatureSource
-from cluster.found_loop import NetworkJob
-from cluster.settings import AUTO, GridConfig, chosen_features
+from cluster.gathering import GRID_NAME, read_grid
+from cluster.network_files import CONCAT_LINEAR as CONCAT_LINEAR
+from cluster.network_files import NetworkJob
+from cluster.settings import AUTO, CANDIDATES, GridConfig, chosen_features
 from data_prep import storage
 from data_prep.storage import InputError
-from stgs.decoding import decode
-from stgs.search_space import SearchSpace
+from stgs.candidates import random_genotypes
+from stgs.estimators import UNIFORM as UNIFORM
 
 GRID = "grid"
 # One sense alone: the same grid, restricted to that sense's features.
 VISUAL, AUDIO = "visual", "audio"
+# The estimator of BM-NAS, the probabilities themselves, in as many searches as the grid has points.
+SOFTMAX = "softmax"
+# UNIFORM, the arm of the estimator of that name, is as many searches, too: random search with weight sharing (Li and
+# Talwalkar 2019). The supernets train on architectures drawn by chance, and each keeps the best on dev of random
+# genotypes of its own.
 # Genotypes drawn by chance from the grid's space.
 RANDOM = "random"
+# CONCAT_LINEAR is no search: all features joined, and one linear layer.
 # The whole procedure with labels permuted within train and within dev; its test AUC must be at chance.
 SHUFFLED = "shuffled"
-CONTROLS = (VISUAL, AUDIO, RANDOM, SHUFFLED)
+CONTROLS = (VISUAL, AUDIO, SOFTMAX, UNIFORM, RANDOM, CONCAT_LINEAR, SHUFFLED)
 # The setting of the shuffled searches: the one that the paper's text picks, and of the other axes the first value.
 SHUFFLED_TEMPERATURE, SHUFFLED_SAMPLES = 10.0, 15
+# Searches of the softmax and of the uniform arm, at most; fewer where the grid has fewer points.
+CONTROL_SEARCHES = 16
 
 
 def arm_uri(run: str, arm: str) -> str:
@@ -43,26 +53,64 @@ def network_uri(run: str, arm: str, network_id: str) -> str:
 
 
 def control_grids(
-    run: str, config: GridConfig, controls: Sequence[str], source: FeatureSource, *, shuffles: int
+    run: str,
+    config: GridConfig,
+    controls: Sequence[str],
+    source: FeatureSource,
+    *,
+    shuffles: int,
+    searches: int = CONTROL_SEARCHES,
 ) -> dict[str, GridConfig]:
-    """The searches that controls need: directory -> settings. shuffles: number of shuffled searches.
+    """The searches that controls need: directory -> settings.
 
-    Raises InputError where the grid has fewer than 2 features of a sense that is a control.
+    shuffles: number of shuffled searches. searches: most searches of the softmax and of the uniform arm, which have as
+    many as the grid has points otherwise. Raises InputError where the grid has fewer than 2 features of a sense that
+    is a control, or where `searches` is below 1.
     """
-    senses = [sense for sense in (VISUAL, AUDIO) if sense in controls]
-    grids = {arm_uri(run, sense): _one_sense(config, sense, source) for sense in senses}
+    if searches < 1:
+        raise InputError(f"control_searches is {searches}, but it must be at least 1; leave an arm out of --controls.")
+    # Only a choice among them needs candidates; nothing else of an arm does.
+    plain = config if UNIFORM in config.estimators else _with_candidates(config, 0)
+    grids = {sense: _one_sense(plain, sense, source) for sense in (VISUAL, AUDIO) if sense in controls}
+    count = min(len(config.points()), searches)
+    if SOFTMAX in controls:
+        grids[SOFTMAX] = _seeded(plain, SOFTMAX, count)
+    if UNIFORM in controls:
+        grids[UNIFORM] = _seeded(_with_candidates(config, CANDIDATES), UNIFORM, count)
     if SHUFFLED in controls:
-        grids[arm_uri(run, SHUFFLED)] = replace(
-            config,
-            temperatures=(SHUFFLED_TEMPERATURE,),
-            num_samples=(SHUFFLED_SAMPLES,),
-            estimators=config.estimators[:1],
-            seeds=config.seeds[:1],
-            axes={},
-            shuffles=shuffles,
-            pack=AUTO,
+        # The estimator of the grid's first point, and of the other axes the first value.
+        single = _single(plain, plain.estimators[0], plain.seeds[:1])
+        grids[SHUFFLED] = replace(
+            single, temperatures=(SHUFFLED_TEMPERATURE,), num_samples=(SHUFFLED_SAMPLES,), shuffles=shuffles
         )
-    return grids
+    return {arm_uri(run, arm): grid for arm, grid in grids.items()}
+
+
+def _with_candidates(config: GridConfig, count: int) -> GridConfig:
+    settings = config.settings
+    return replace(config, settings=replace(settings, search=replace(settings.search, candidates=count)))
+
+
+def _single(config: GridConfig, estimator: str, seeds: Sequence[int]) -> GridConfig:
+    """The grid's first setting alone, with an estimator, for each of `seeds`."""
+    return replace(
+        config,
+        temperatures=config.temperatures[:1],
+        num_samples=config.num_samples[:1],
+        estimators=(estimator,),
+        seeds=tuple(seeds),
+        axes={},
+        pack=AUTO,
+    )
+
+
+def _seeded(config: GridConfig, estimator: str, count: int) -> GridConfig:
+    """`count` searches with an estimator to which temperature and num_samples mean nothing: they differ in the seed.
+
+    The grid's seeds come first, then the smallest others.
+    """
+    others = (seed for seed in itertools.count() if seed not in config.seeds)
+    return _single(config, estimator, list(itertools.islice(itertools.chain(config.seeds, others), count)))
 
 
 def _one_sense(config: GridConfig, sense: str, source: FeatureSource) -> GridConfig:
@@ -84,26 +132,43 @@ def _one_sense(config: GridConfig, sense: str, source: FeatureSource) -> GridCon
     return replace(config, axes=axes, settings=replace(config.settings, sense=sense))
 
 
-def random_genotypes(space: SearchSpace, count: int, seed: int, max_parameters: int = 0) -> list[str]:
-    """`count` different genotypes (JSON): decoded from logits that are drawn, so by the rules that a search obeys.
+def control_jobs(
+    run: str,
+    config: GridConfig,
+    source: FeatureSource,
+    rows_by_arm: Mapping[str, Sequence[dict[str, Any]]],
+    controls: Sequence[str],
+    *,
+    random_count: int = CANDIDATES,
+) -> list[NetworkJob]:
+    """The networks of a run and of its controls, the grid's first.
 
-    max_parameters: of each, 0 for no limit.
+    rows_by_arm: what the searches found, of the grid and of the arms that are searched (rows of grid.parquet).
+    random_count: genotypes of the random arm. The concat + linear arm has one network for each of the grid's seeds, of
+    the features of its first options.
     """
-    random = np.random.default_rng(seed)
-    found: dict[str, None] = {}
-    # A small space may hold fewer genotypes than asked for; after this many draws it has shown them.
-    for _ in range(100 * count):
-        if len(found) == count:
-            break
-        logits = {name: random.standard_normal(shape) for name, shape in space.shapes().items()}
-        found[decode(logits, space, max_parameters).to_json()] = None
-    return list(found)
+    jobs = [job for arm, rows in rows_by_arm.items() for job in grid_jobs(run, arm, rows)]
+    if RANDOM in controls:
+        jobs += random_jobs(run, config, source, count=random_count)
+    if CONCAT_LINEAR in controls:
+        features = tuple(config.settings.space(source).features)
+        jobs += [
+            NetworkJob(
+                network_uri(run, CONCAT_LINEAR, f"seed-{seed}"), None, seed, kind=CONCAT_LINEAR, features=features
+            )
+            for seed in config.seeds
+        ]
+    return jobs
 
 
 def random_jobs(run: str, config: GridConfig, source: FeatureSource, *, count: int) -> list[NetworkJob]:
-    """The networks of the random arm, from the space of the grid's first options."""
+    """The networks of the random arm, from the space of the grid's first options.
+
+    Their genotypes are the candidates that the grid's supernets scored, as many as there were: one function draws both.
+    """
     settings = config.settings
-    genotypes = random_genotypes(settings.space(source), count, config.seeds[0], settings.search.max_parameters)
+    search = settings.search
+    genotypes = random_genotypes(settings.space(source), count, search.data_seed, search.max_parameters)
     return [
         NetworkJob(network_uri(run, RANDOM, f"random-{index}"), genotype, config.seeds[0])
         for index, genotype in enumerate(genotypes)
@@ -116,3 +181,23 @@ def grid_jobs(run: str, arm: str, rows: Sequence[dict[str, Any]]) -> list[Networ
     return [
         NetworkJob(network_uri(run, arm, row["id"]), row["genotype"], row["seed"], points[row["id"]]) for row in rows
     ]
+
+
+def budgets(run: str) -> dict[str, dict[str, Any]]:
+    """What each arm that has been begun was given, by its name: searches, and their epochs and device seconds in all;
+    candidates, the genotypes whose scores in a supernet chose what was found; networks, trained from scratch.
+    """
+    found = {}
+    for arm in (GRID, *CONTROLS):
+        uri = arm_uri(run, arm)
+        rows = read_grid(uri) if storage.exists(storage.join(uri, GRID_NAME)) else []
+        networks = sum(path.endswith(".safetensors") for path in storage.list(storage.join(uri, "networks")))
+        if rows or networks:
+            found[arm] = {
+                "searches": len(rows),
+                "epochs": sum(row["epochs"] for row in rows),
+                "device_seconds": sum(row["device_seconds"] for row in rows),
+                "candidates": sum(len(json.loads(row["candidates"])) for row in rows if row["estimator"] == UNIFORM),
+                "networks": networks,
+            }
+    return found

@@ -55,13 +55,15 @@ class Driver:
     _signs: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _ranks: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def work_on(self, run: str, *, takeover: bool) -> None:
+    def work_on(self, run: str, *, takeover: bool, is_whole: bool = False) -> None:
         """Say in driver.json of `run` (a URI) that this process works on it, from here to the end of `driving`.
 
         What its attempts have spent counts for the budget: a limit that is reached has raised the flag on return.
-        takeover: also where another driver works on it. Raises InputError where one does.
+        takeover: also where another driver works on it. is_whole: its parts are all the work, and what they spend is
+        what it has spent. Raises InputError where another driver works on it.
         """
-        ray.get(self.board.add_run.remote(run, spent_seconds(run)))
+        if not is_whole:
+            ray.get(self.board.add_run.remote(run, spent_seconds(run)))
         self.look()
         # Right before the sign: whoever comes later sees it.
         require_idle(run, takeover=takeover)
@@ -69,7 +71,7 @@ class Driver:
             [run],
             self.session,
             self.take_over,
-            progress=self.device_seconds,
+            progress=(lambda: {run: sum(self.device_seconds().values())}) if is_whole else self.device_seconds,
             deadline=self.limits.deadline,
             device_hours=self.limits.device_hours,
         )
@@ -120,6 +122,8 @@ class Driver:
     def watched(self, title: str, total: int, shown: bool) -> Iterator[None]:
         """Meanwhile the board is looked at, and moves a progress bar of `total` epochs of points."""
         done = threading.Event()
+        # Of searches that came before these.
+        earlier = 0 if self.facts is None else self.facts.epochs
         with progress_bar(title, total, "epoch", shown) as bar:
 
             def show() -> None:
@@ -127,7 +131,7 @@ class Driver:
                 if self.facts is not None and self.facts.dev_auc is not None:
                     bar.set_postfix(dev_auc=f"{self.facts.dev_auc:.3f}", refresh=False)
                 if self.facts is not None:
-                    bar.update(max(self.facts.epochs - bar.n, 0))
+                    bar.update(max(self.facts.epochs - earlier - bar.n, 0))
 
             def follow() -> None:
                 while not done.wait(_POLL_SECONDS):

@@ -5,7 +5,7 @@ Nothing is written, and no clips are read: the memory is counted from shapes, th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from cluster.devices import (
     startable_types,
 )
 from cluster.features import FeatureSource
-from cluster.packing import plan_packs
+from cluster.packing import plan_packs, share_devices
 from cluster.placement import place_packs, waiting_for
 from cluster.settings import GridConfig, SearchSettings, settings_of
 from data_prep.audio import NUM_BINS
@@ -42,16 +42,23 @@ class DryRun:
 
 @dataclass(frozen=True, slots=True)
 class _PackForecast:
-    """A pack with what its search is expected to take. seconds: of the whole search."""
+    """A pack with what its search is expected to take. part: that it belongs to, empty of a run without parts.
+    seconds: of the whole search.
+    """
 
+    part: str
     pack: Pack
     memory: SearchForecast
     epoch_seconds: float
     seconds: float
 
+    @property
+    def name(self) -> str:
+        return f"{self.part}/{self.pack.name}" if self.part else self.pack.name
+
     def facts(self) -> dict[str, Any]:
         return {
-            "name": self.pack.name,
+            "name": self.name,
             "points": len(self.pack.points),
             "estimator": self.pack.points[0].estimator,
             "options": self.pack.points[0].label,
@@ -64,12 +71,19 @@ class _PackForecast:
         }
 
 
-def dry_run(config: GridConfig, source: FeatureSource, *, workers: int = 1) -> DryRun:
+def dry_run(
+    config: GridConfig,
+    sources: FeatureSource | Mapping[str, FeatureSource],
+    *,
+    workers: int = 1,
+    in_turn: bool = False,
+) -> DryRun:
     """Forecast of a grid, or of a search, which is a grid of one point; needs `cluster.session.connect`.
 
-    source: features, or a corpus whose backbones are trained, too. workers: processes that share each batch of a pack;
-    what they exchange is not in the time. A dozen updates of each kind of pack are run on a device of the
-    cluster to measure their time.
+    sources: features, or a corpus whose backbones are trained, too; of a run with parts those of each, by name.
+    workers: processes that share each batch of a pack; what they exchange is not in the time. in_turn: one pack is
+    searched after another. A dozen updates of each kind of pack are run on a device of the cluster to measure their
+    time.
 
     Raises:
         InputError: settings that this features box does not hold, a device that is not there, too few of them, or a
@@ -77,13 +91,58 @@ def dry_run(config: GridConfig, source: FeatureSource, *, workers: int = 1) -> D
     """
     settings = replace(config.settings, device=chosen_device(config.settings.device))
     require_processes(settings.device, settings.threads, workers)
-    clips: dict[str, Any] = {f"{split}_clips": source.manifest_clips(split) for split in ("train", "dev")}
-    packs = plan_packs(config, settings, source, workers)
-    devices = config.devices or planned_devices(settings.device, settings.threads)
-    available = device_memory(settings.device, settings.threads)
-    process, free = process_resources(settings.device, settings.threads), free_resources()  # before the measurements
+    parts = {"": sources} if isinstance(sources, FeatureSource) else sources
     forecasts: list[_PackForecast] = []
-    measured: dict[tuple[Any, ...], tuple[int, UpdateSeconds]] = {}
+    process, free = process_resources(settings.device, settings.threads), free_resources()  # before the measurements
+    available = device_memory(settings.device, settings.threads)
+    measured: _Measured = {}
+    own = config if in_turn else share_devices(config, settings, len(parts))
+    for part, source in parts.items():
+        packs = plan_packs(own, settings, source, workers)
+        forecasts += _forecasts(part, packs, settings, source, workers, measured)
+    devices = config.devices or planned_devices(settings.device, settings.threads)
+    side_by_side = 1 if in_turn else max(devices // workers, 1)
+    places = place_packs(len(forecasts), free, process, workers)
+    device_seconds = workers * sum(forecast.seconds for forecast in forecasts)
+    payload = {
+        "points": len(config.points()) * len(parts),
+        "device": settings.device,
+        "devices": devices,
+        "workers": workers,
+        **{name: max(_clips(source)[name] for source in parts.values()) for name in ("train_clips", "dev_clips")},
+        "available_bytes": available,
+        "usable_bytes": None if available is None else int(available * USABLE_SHARE[settings.device]),
+        "packs": [
+            {**forecast.facts(), "nodes": list(place.nodes)} for forecast, place in zip(forecasts, places, strict=True)
+        ],
+        "node_types": startable_types(process),
+        "seconds": _side_by_side([forecast.seconds for forecast in forecasts], side_by_side),
+        "device_seconds": device_seconds,
+        "device_hours": device_seconds / 3600,
+    }
+    trained = any(source.finetune is not None for source in parts.values())
+    return DryRun(payload, _text(payload, trained=trained))
+
+
+# Seconds of the updates of a kind of pack, an estimator with options, and how many points they were measured with.
+_Measured = dict[tuple[Any, ...], tuple[int, UpdateSeconds]]
+
+
+def _clips(source: FeatureSource) -> dict[str, Any]:
+    return {f"{split}_clips": source.manifest_clips(split) for split in ("train", "dev")}
+
+
+def _forecasts(
+    part: str,
+    packs: Sequence[Pack],
+    settings: SearchSettings,
+    source: FeatureSource,
+    workers: int,
+    measured: _Measured,
+) -> list[_PackForecast]:
+    """The packs of a part, in the order of their names. measured: what was so far, added to where a kind is new."""
+    clips = _clips(source)
+    forecasts = []
     for pack in sorted(packs, key=lambda pack: -len(pack.points)):
         own = settings_of(settings, pack.points[0].options)
         # The first of a kind is its largest, and the smaller ones are taken to cost their part of it.
@@ -93,27 +152,8 @@ def dry_run(config: GridConfig, source: FeatureSource, *, workers: int = 1) -> D
             measured[kind] = (len(pack.points), _on_a_device(measure, own))
         size, updates = measured[kind]
         epoch = updates.epoch(own.search, **clips) * len(pack.points) / size
-        forecasts.append(_PackForecast(pack, memory, epoch, epoch * own.search.epochs))
-    forecasts.sort(key=lambda forecast: forecast.pack.name)
-    places = place_packs(len(forecasts), free, process, workers)
-    device_seconds = workers * sum(forecast.seconds for forecast in forecasts)
-    payload = {
-        "points": len(config.points()),
-        "device": settings.device,
-        "devices": devices,
-        "workers": workers,
-        **clips,
-        "available_bytes": available,
-        "usable_bytes": None if available is None else int(available * USABLE_SHARE[settings.device]),
-        "packs": [
-            {**forecast.facts(), "nodes": list(place.nodes)} for forecast, place in zip(forecasts, places, strict=True)
-        ],
-        "node_types": startable_types(process),
-        "seconds": _side_by_side([forecast.seconds for forecast in forecasts], max(devices // workers, 1)),
-        "device_seconds": device_seconds,
-        "device_hours": device_seconds / 3600,
-    }
-    return DryRun(payload, _text(payload, trained=source.finetune is not None))
+        forecasts.append(_PackForecast(part, pack, memory, epoch, epoch * own.search.epochs))
+    return sorted(forecasts, key=lambda forecast: forecast.pack.name)
 
 
 def _forecast(

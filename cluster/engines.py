@@ -80,21 +80,25 @@ def last_words(error: BaseException | None) -> str:
 
 
 def search_with_tune(
-    trials: Sequence[Trial], splits: Splits, driver: Driver, *, title: str, progress: bool
+    trials: Sequence[Trial], splits: Mapping[str, Splits], driver: Driver, *, title: str, progress: bool
 ) -> Failures:
     """Search packs as Tune trials, each in its own process. Returns why those that could not be searched could not.
 
-    trials: on one kind of device. splits: `train` and `dev`. Ends early, and orderly, with the driver's flag.
+    trials: on one kind of device. splits: `train` and `dev` of each run, by its URI. Ends early, and orderly, with the
+    driver's flag.
     """
     kind, threads = trials[0][0].device, max(job.threads for job, _ in trials)
     # What a trial is given does not grow with their number: its own name, and references to what it shares.
     jobs = {id(job): ray.put(job) for job, _ in trials}
+    # Runs may have the same clips, which are then stored once.
+    stored = {id(own): ray.put(own) for own in splits.values()}
+    clips = {id(job): stored[id(splits[job.run])] for job, _ in trials}
     numbers = {key: number for number, key in enumerate(jobs)}
     names = [f"{numbers[id(job)]}{_SEPARATOR}{pack.name}" for job, pack in trials]
     keys = {name: (job.run, pack.name) for name, (job, pack) in zip(names, trials, strict=True)}
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(
-            _trial, jobs=list(jobs.values()), train=splits["train"], dev=splits["dev"], board=driver.board
+            _trial, jobs=list(jobs.values()), clips=[clips[key] for key in jobs], board=driver.board
         ),
         process_resources(kind, threads),
     )
@@ -124,15 +128,21 @@ def search_with_tune(
     return given_up | driver.failures()
 
 
-def _trial(config: dict[str, Any], *, jobs: Sequence[Any], train: Split, dev: Split, board: Any) -> None:
-    """One trial: the search of one pack in its own process."""
-    run_trial(_chosen(config, jobs), train, dev, board)
+def _trial(config: dict[str, Any], *, jobs: Sequence[Any], clips: Sequence[Any], board: Any) -> None:
+    """One trial: the search of one pack in its own process. clips: references to train and dev of each of `jobs`."""
+    splits: Splits = ray.get(clips[_number(config)])
+    run_trial(_chosen(config, jobs), splits["train"], splits["dev"], board)
+
+
+def _number(config: dict[str, Any]) -> int:
+    """Of a trial's job."""
+    return int(config["trial"].partition(_SEPARATOR)[0])
 
 
 def _chosen(config: dict[str, Any], jobs: Sequence[Any]) -> Trial:
     """The trial that Tune's configuration names. jobs: references to those that trials share."""
-    number, _, name = config["trial"].partition(_SEPARATOR)
-    job: PackJob = ray.get(jobs[int(number)])
+    name = config["trial"].partition(_SEPARATOR)[2]
+    job: PackJob = ray.get(jobs[_number(config)])
     with storage.patient(job.patience_s):
         return job, read_pack(job.run, name)
 

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,23 +155,54 @@ def search_with_train(
     starts again, from the newest state. Ends early, and orderly, with the driver's flag.
     """
     job, pack = trial
-    data = None if splits is None else ray.put(splits)
     key = (job.run, pack.name)
+    settings = {"trial": trial, **shared(splits)}
+    with driver.watched("search", job.config.epochs * len(pack.points), progress):
+        cause = work_with_train(_train_worker, settings, key, driver, group.scaling(job.device, job.threads))
+    return ({} if cause is None else {key: cause}) | driver.failures()
+
+
+def shared(splits: Splits | None) -> dict[str, Any]:
+    """Splits as a setting of workers, who get them with `load_shared`."""
+    # A reference inside a list reaches the worker as a reference, so the data stay in the object store.
+    return {"data": [None if splits is None else ray.put(splits)]}
+
+
+def load_shared(settings: Mapping[str, Any], device: str) -> Splits:
+    """Prepare a worker's process for its device, and get what `shared` was given; nothing where that was None."""
+    if device == "cuda":
+        # Workers of one node see each other's GPUs; this is the one that is meant by `cuda`.
+        torch.cuda.set_device(ray.train.torch.get_device())
+    reference = settings["data"][0]
+    splits: Splits = {} if reference is None else ray.get(reference)
+    return splits
+
+
+def work_with_train(
+    work: Callable[[dict[str, Any]], None],
+    settings: Mapping[str, Any],
+    key: Key,
+    driver: Driver,
+    scaling: ray.train.ScalingConfig,
+) -> str | None:
+    """Run `work` in every worker of a Ray Train group. Returns why Train gave up, if it did.
+
+    settings: what each is given, with the `board`. Where a worker dies, the group starts again, unless the board has a
+    failure under `key`. Ends early with the driver's flag.
+    """
     # Of any kind, as Train's configuration says.
     callbacks: list[Any] = [_Link(driver.board, key)]
     before = _placement_groups()
     with (
         tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch,
-        driver.watched("search", job.config.epochs * len(pack.points), progress),
         own_output(),
         _Abort(driver, key) as abort,
     ):
         trainer = _Trainer(
-            _train_worker,
-            # A reference inside a list reaches the worker as a reference, so the data stay in the object store.
-            train_loop_config={"trial": trial, "data": [data], "board": driver.board},
-            scaling_config=group.scaling(job.device, job.threads),
-            torch_config=TorchConfig(backend="nccl" if job.device == "cuda" else "gloo"),
+            work,
+            train_loop_config={**settings, "board": driver.board},
+            scaling_config=scaling,
+            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
             run_config=ray.train.RunConfig(
                 name="search",
                 storage_path=scratch,
@@ -183,8 +214,7 @@ def search_with_train(
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            cause = last_words(getattr(error, "controller_failure", error))
-            return {key: f"Ray Train gave up: {cause}"} | driver.failures()
+            return f"Ray Train gave up: {last_words(getattr(error, 'controller_failure', error))}"
         except ray.exceptions.RayActorError:
             if not abort.done:
                 raise
@@ -193,7 +223,7 @@ def search_with_train(
                 # Train's own cleaner asks the dashboard, which a private cluster has not.
                 for name in _placement_groups() - before:
                     remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
-    return driver.failures()
+    return None
 
 
 def _placement_groups() -> set[str]:
@@ -208,11 +238,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     trial: Trial = config["trial"]
 
     def load() -> tuple[Split | None, Split | None]:
-        if trial[0].device == "cuda":
-            # Workers of one node see each other's GPUs; this is the one that is meant by `cuda`.
-            torch.cuda.set_device(ray.train.torch.get_device())
-        reference = config["data"][0]
-        splits = {} if reference is None else ray.get(reference)
+        splits = load_shared(config, trial[0].device)
         return splits.get("train"), splits.get("dev")
 
     context = ray.train.get_context()

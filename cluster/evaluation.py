@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from numpy.typing import NDArray
+import pyarrow.compute
 
-from cluster.controls import AUDIO, CONTROLS, GRID, RANDOM, SHUFFLED, VISUAL, arm_uri
+from cluster.controls import CONTROLS, GRID, arm_uri
+from cluster.evaluation_metrics import VERSION, TestClips, measure, require_datasets, score_metrics, wrong_clips
+from cluster.evaluation_metrics import choose as choose
 from cluster.features import FeatureSource, Split
 from cluster.found_loop import StoredNetwork, read_network
-from cluster.grid import GRID_NAME, read_grid
+from cluster.gathering import GRID_NAME, read_grid
+from cluster.network_files import ENDING
+from cluster.network_scores import NetworkScorer, p_fake
+from cluster.trained_backbones import is_end_to_end, require_made_by
 from data_prep import boxes, storage
 from data_prep.storage import InputError
-from stgs import metrics
-from stgs.clips import ClipSet
-from stgs.found_training import predict
+from stgs.resampling import Floats
 
-Floats = NDArray[np.float64]
 Progress = Callable[[int], object]
-HALF = 0.5
-# The shuffled arm is at chance if its mean test AUC lies within this many standard errors of 0.5.
-CHANCE_ERRORS = 3.0
+# The name under which all data sets of a test that has several are read together.
+MIXED = "mixed"
+METRICS_NAME, SCORES_NAME = "metrics.json", "scores.parquet"
 
 
 def network_uris(run: str) -> dict[str, str]:
@@ -41,77 +41,215 @@ def network_uris(run: str) -> dict[str, str]:
     for arm in (GRID, *CONTROLS):
         folder = storage.join(arm_uri(run, arm), "networks")
         for file in storage.list(folder):
-            found[f"{arm}/{file.removesuffix('.safetensors')}"] = storage.join(folder, file)
+            if file.endswith(ENDING):  # a network that was trained end to end has its backbones beside it
+                found[f"{arm}/{file.removesuffix(ENDING)}"] = storage.join(folder, file)
     if not any(name.startswith(f"{GRID}/") for name in found):
         raise InputError(f"{run} has no trained networks; run 'stgs train' on it first.")
     return found
 
 
-def choose(facts: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> str | None:
-    """The network of these arms with the best AUC on dev; of equal ones the one of the first point.
-
-    facts: name (`arm/id`) -> what the network's file says (`StoredNetwork.facts`). None if the arms have no network.
-    """
-    names = [name for name in facts if name.split("/")[0] in arms]
-    # Points in the grid's order: temperature, num_samples, estimator, seed.
-    names.sort(key=lambda name: (name.split("/")[0], *list((facts[name]["point"] or {}).values())[:4]))
-    return max(names, key=lambda name: facts[name]["metrics"]["dev_auc"]) if names else None
-
-
 def evaluate_run(
     run: str, source: FeatureSource, *, resamples: int = 2000, seed: int = 0, progress: Progress | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate every network on the test clips of every data set.
+    """Evaluate every network on the test clips of every data set, and, where there are several, of all together.
 
-    resamples, seed: of the bootstrap over subjects. progress: called with 1 after every network. Returns data set ->
-    the content of evaluation/<data set>/metrics.json: networks (by name), found, best_single_sense, difference,
-    random, shuffled, digests.
+    resamples, seed: of the bootstrap over subjects. progress: called with 1 after every network.
+    Returns data set -> the content of evaluation/<data set>/metrics.json (docs/formats.md); all data sets together are
+    called `mixed`. A metrics.json of an earlier version is made anew from the scores that stand beside it.
 
     Raises InputError where the networks were made from other features, or where test was read for other networks.
     """
     uris = network_uris(run)
     digests = {name: hashlib.sha256(storage.read(uri)).hexdigest() for name, uri in uris.items()}
-    features, split = source.meta.digest, source.split_digest()
-    made = {"networks": boxes.json_digest(digests), "features": features, "splits": split}
-    test = source.load("test")
-    names = sorted(set(test.clips["dataset"]))
-    results = {name: _standing(run, name, made) for name in names}
-    missing = [name for name in names if results[name] is None]
-    if missing:
-        expected = {"features_digest": features, "split_digest": split}
-        networks = {name: _checked(read_network(uri), expected) for name, uri in uris.items()}
-        for name in missing:
-            chosen = [index for index, dataset in enumerate(test.clips["dataset"]) if dataset == name]
-            part = _subset(test, chosen)
-            scores = {}
-            for network_name, stored in networks.items():
-                scores[network_name] = score_clips(stored, part)
-                if progress is not None:
-                    progress(1)
-            content = _metrics(networks, scores, part, resamples, seed)
-            results[name] = _commit(run, name, {"dataset": name, "digests": made, **content}, scores, part)
-    complete = {name: result for name, result in results.items() if result is not None}
-    _add_to_grid(run, complete)
-    return complete
+    made = {
+        "networks": boxes.json_digest(digests),
+        "features": source.meta.digest,
+        "splits": source.split_digest(),
+    }
+    evaluation = _Evaluation(run, source, uris, made, {"resamples": resamples, "seed": seed}, progress)
+    results = evaluation.results()
+    _add_to_grid(run, results)
+    return results
 
 
 def score_clips(stored: StoredNetwork, clips: Split) -> Floats:
-    """P(fake) of clips, [N], with a stored network."""
-    genotype = stored.network.genotype
-    features = clips.only(genotype.used_features, genotype.length)
-    # Evaluation uses no loss; the balance is given so that a split of one class can be scored, too.
-    balance = torch.ones(1, 2)
-    return predict(stored.network, ClipSet(features.columns, clips.labels, members=1, balance=balance))[0]
+    """P(fake) of clips, [N], with a stored network; a clip's does not depend on the others."""
+    return p_fake(NetworkScorer(stored).logits(clips.columns))
 
 
-def _checked(stored: StoredNetwork, expected: Mapping[str, str]) -> StoredNetwork:
-    for key in expected:
-        if stored.facts["provenance"][key] != expected[key]:
+def evaluate_network(
+    stored: StoredNetwork, source: FeatureSource, split: str, *, resamples: int = 2000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Metrics of one network on a split of any clips, by data set, and of all together; nothing is written.
+
+    Returns data set -> dataset, split, clips, fake, subjects, bootstrap, wrong, and `network` with its metrics
+    (`score_metrics`). Raises InputError where other backbones, or other settings of the corpus, made the features.
+    """
+    _require_same_making(stored, source)
+    clips = source.load(split)
+    table = _scores_table(clips, _methods(source), {"network": score_clips(stored, clips)})
+    names = sorted(set(clips.clips["dataset"]))
+    require_datasets(names, MIXED)
+    threshold = stored.facts["metrics"]["threshold"]
+    results = {}
+    for name in [*names, MIXED] if len(names) > 1 else names:
+        rows = table if name == MIXED else table.filter(pa.compute.equal(table["dataset"], name))
+        test = TestClips.of(rows, seed=seed, resamples=resamples)
+        scores = rows["network"].to_numpy()
+        results[name] = {
+            "dataset": name,
+            "split": split,
+            "clips": len(test.labels),
+            "fake": int(test.labels.sum()),
+            "subjects": test.subjects,
+            "bootstrap": {"seed": seed, "resamples": resamples},
+            "network": score_metrics(scores, test, threshold),
+            "wrong": wrong_clips(scores, test, threshold),
+        }
+    return results
+
+
+def _require_same_making(stored: StoredNetwork, source: FeatureSource) -> None:
+    if is_end_to_end(stored):
+        require_made_by(stored, source, same_clips=False)
+        return
+    made = stored.facts["provenance"]
+    there = {
+        "backbones": source.meta.config,
+        "weights": source.meta.extra["weights"],
+        "corpus": source.meta.extra["corpus_config"],
+    }
+    for part, value in there.items():
+        own = made[part]
+        # A setting that one of them does not name is newer than it, and its default is how things were.
+        other = [name for name in value if name in own and _as_json(own[name]) != _as_json(value[name])]
+        if other:
+            name = other[0]
             raise InputError(
-                f"{stored.uri} was trained with {key} {stored.facts['provenance'][key]}, but these features have "
-                f"{expected[key]}; give the --features and --manifest of its training."
+                f"{source.uri} was made with {part} {name} = {_as_json(value[name])}, but {stored.uri} was trained "
+                f"with {_as_json(own[name])}; prepare and extract these clips as the network's were."
             )
-    return stored
+
+
+def _as_json(value: Any) -> str:
+    """So that a tuple equals the list that it became in a file."""
+    return json.dumps(value)
+
+
+class _Evaluation:
+    """One run and its test clips. made: digests of networks, features and splits. bootstrap: its seed and resamples."""
+
+    def __init__(
+        self,
+        run: str,
+        source: FeatureSource,
+        uris: Mapping[str, str],
+        made: Mapping[str, str],
+        bootstrap: Mapping[str, int],
+        progress: Progress | None,
+    ) -> None:
+        self.run, self.source, self.uris, self.made = run, source, uris, dict(made)
+        self.bootstrap, self.progress = bootstrap, progress
+        self._networks: dict[str, StoredNetwork] = {}
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Data set -> metrics.json; what stands is returned as it is."""
+        names = sorted({row["dataset"] for row in self.source.manifest.rows if row["split"] == "test"})
+        test = None
+        # Without any name, loading says that test is empty.
+        if not names or any(self._standing(name) is None for name in names):
+            test = self.source.load("test")
+            names = sorted(set(test.clips["dataset"]))
+        require_datasets(names, MIXED)
+        results = {name: self._result(name, lambda name=name: self._score(name, test)) for name in names}  # type: ignore[misc]
+        if len(names) > 1:
+            results[MIXED] = self._result(MIXED, lambda: self._pooled(names))
+        return results
+
+    def _result(self, name: str, scores: Callable[[], pa.Table]) -> dict[str, Any]:
+        """What stands of a data set, or what its scores say."""
+        standing = self._standing(name)
+        if standing is not None and standing.get("version") == VERSION:
+            return standing
+        table = scores() if standing is None else self._scores(name)
+        facts = {network: stored.facts for network, stored in self._read_networks().items()}
+        content = {"dataset": name, "digests": self.made, **measure(table, facts, **self.bootstrap)}
+        data = json.dumps(content, indent=1, allow_nan=False).encode()
+        if standing is not None:  # of an earlier version: the same scores of the same networks
+            storage.write(self._uri(name, METRICS_NAME), data)
+            return content
+        storage.write(self._uri(name, SCORES_NAME), boxes.table_bytes(table))
+        try:
+            storage.create(self._uri(name, METRICS_NAME), data)
+        except FileExistsError:  # another evaluation of the same networks was first
+            return self._standing(name) or content
+        return content
+
+    def _uri(self, dataset: str, *parts: str) -> str:
+        return storage.join(self.run, "evaluation", dataset, *parts)
+
+    def _standing(self, dataset: str) -> dict[str, Any] | None:
+        try:
+            content: dict[str, Any] = json.loads(storage.read(self._uri(dataset, METRICS_NAME)))
+        except FileNotFoundError:
+            return None
+        if content["digests"] != self.made:
+            raise InputError(
+                f"{self.run} has read the test clips of {dataset!r} already, for other networks, features or splits; "
+                "train into a new run, since test is read once."
+            )
+        return content
+
+    def _scores(self, dataset: str) -> pa.Table:
+        """The scores that stand of a data set; those of earlier versions lack the clips' methods."""
+        try:
+            table = boxes.read_table(self._uri(dataset, SCORES_NAME))
+        except FileNotFoundError:
+            raise InputError(
+                f"{self._uri(dataset, SCORES_NAME)} is missing, although the metrics that were made of it are there; "
+                "train into a new run, since test is read once."
+            ) from None
+        if "method" not in table.column_names:
+            methods = _methods(self.source)
+            table = table.append_column("method", pa.array([methods[name] for name in table["clip_id"].to_pylist()]))
+        return table
+
+    def _pooled(self, names: Sequence[str]) -> pa.Table:
+        # Of columns that hold nothing in one data set, the other one says the type.
+        return pa.concat_tables([self._scores(name) for name in names], promote_options="permissive")
+
+    def _score(self, dataset: str, test: Split | None) -> pa.Table:
+        assert test is not None  # it was read, since this data set has no metrics
+        part = _subset(test, [index for index, name in enumerate(test.clips["dataset"]) if name == dataset])
+        scores = {}
+        for name, stored in self._read_networks().items():
+            scores[name] = score_clips(stored, part)
+            if self.progress is not None:
+                self.progress(1)
+        return _scores_table(part, _methods(self.source), scores)
+
+    def _read_networks(self) -> Mapping[str, StoredNetwork]:
+        if not self._networks:
+            self._networks = {name: self._checked(read_network(uri)) for name, uri in self.uris.items()}
+        return self._networks
+
+    def _checked(self, stored: StoredNetwork) -> StoredNetwork:
+        expected = {"features_digest": self.made["features"], "split_digest": self.made["splits"]}
+        if is_end_to_end(stored):  # which had no features yet when it was trained
+            require_made_by(stored, self.source)
+            del expected["features_digest"]
+        for key, there in expected.items():
+            trained = stored.facts["provenance"][key]
+            if trained != there:
+                raise InputError(
+                    f"{stored.uri} was trained with {key} {trained}, but these features have {there}; give the "
+                    "--features and --manifest of its training."
+                )
+        return stored
+
+
+def _methods(source: FeatureSource) -> dict[str, str | None]:
+    return {row["clip_id"]: row["method"] for row in source.manifest.rows}
 
 
 def _subset(split: Split, index: Sequence[int]) -> Split:
@@ -121,101 +259,17 @@ def _subset(split: Split, index: Sequence[int]) -> Split:
     return Split(columns, split.labels[where], clips)
 
 
-def _metrics(
-    networks: Mapping[str, StoredNetwork], scores: Mapping[str, Floats], test: Split, resamples: int, seed: int
-) -> dict[str, Any]:
-    subjects, labels = test.clips["subject"], test.labels
-    bootstrap = {"seed": seed, "resamples": resamples}
-
-    def interval(statistic: Callable[[Floats], float]) -> dict[str, float]:
-        found = metrics.bootstrap_interval(statistic, subjects, seed=seed, resamples=resamples)
-        return {"value": found.value, "low": found.low, "high": found.high}
-
-    table = {}
-    for name, values in scores.items():
-        facts = networks[name].facts
-        table[name] = {
-            "arm": name.split("/")[0],
-            "auc": interval(lambda weights, values=values: metrics.weighted_auc(values, labels, weights)),  # type: ignore[misc]
-            **_point_metrics(values, test, facts["metrics"]["threshold"]),
-            **{key: facts[key] for key in ("parameters", "macs", "seconds", "genotype", "point")},
-            **facts["metrics"],
-        }
-    facts = {name: stored.facts for name, stored in networks.items()}
-    found, single = choose(facts, (GRID,)), choose(facts, (VISUAL, AUDIO))
-    difference = None
-    if found is not None and single is not None:
-        ours, theirs = scores[found], scores[single]
-        difference = interval(
-            lambda weights: metrics.weighted_auc(ours, labels, weights) - metrics.weighted_auc(theirs, labels, weights)
-        )
-    return {
-        "clips": len(labels),
-        "fake": int(labels.sum()),
-        "subjects": len(set(subjects)),
-        "bootstrap": bootstrap,
-        "found": found,
-        "best_single_sense": single,
-        "difference": difference,
-        "random": _spread([row["auc"]["value"] for row in table.values() if row["arm"] == RANDOM]),
-        "shuffled": _chance([row["auc"]["value"] for row in table.values() if row["arm"] == SHUFFLED]),
-        "networks": table,
-    }
-
-
-def _point_metrics(scores: Floats, test: Split, threshold: float) -> dict[str, Any]:
-    labels, categories = test.labels, np.asarray(test.clips["category"])
-    false_positive, true_positive, _ = metrics.roc_curve(scores, labels)
-    by_category = {}
-    for category in "BCD":
-        pair = np.isin(categories, ["A", category])
-        if set(categories[pair]) == {"A", category}:
-            by_category[category] = metrics.auc(scores[pair], labels[pair])
-    return {
-        "equal_error_rate": metrics.equal_error_rate(scores, labels),
-        "accuracy": metrics.accuracy(scores, labels, HALF),
-        "accuracy_dev_threshold": metrics.accuracy(scores, labels, threshold),
-        "balanced_accuracy": metrics.balanced_accuracy(scores, labels, threshold),
-        "auc_by_category": by_category,
-        "roc": [false_positive.tolist(), true_positive.tolist()],
-    }
-
-
-def _spread(aucs: Sequence[float]) -> dict[str, Any] | None:
-    if not aucs:
-        return None
-    return {"count": len(aucs), "mean": float(np.mean(aucs)), "low": min(aucs), "high": max(aucs)}
-
-
-def _chance(aucs: Sequence[float]) -> dict[str, Any] | None:
-    """Whether shuffled labels end at chance: the mean AUC within 3 standard errors of 0.5 (design.md section 4)."""
-    if len(aucs) < 2:
-        return None
-    error = float(np.std(aucs, ddof=1) / math.sqrt(len(aucs)))
-    mean = float(np.mean(aucs))
-    at_chance = abs(mean - HALF) <= CHANCE_ERRORS * error
-    return {"count": len(aucs), "mean": mean, "standard_error": error, "at_chance": at_chance}
-
-
-def _uri(run: str, dataset: str, *parts: str) -> str:
-    return storage.join(run, "evaluation", dataset, *parts)
-
-
-def _standing(run: str, dataset: str, made: Mapping[str, str]) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(storage.read(_uri(run, dataset, "metrics.json")))
-    except FileNotFoundError:
-        return None
-    if content["digests"] != dict(made):
-        raise InputError(
-            f"{run} has read the test clips of {dataset!r} already, for other networks, features or splits; train into "
-            "a new run, since test is read once."
-        )
-    return content
+def _scores_table(clips: Split, methods: Mapping[str, str | None], scores: Mapping[str, Floats]) -> pa.Table:
+    """scores.parquet: who the clips are, their labels, and a column of scores for every network."""
+    columns: dict[str, Any] = {name: list(values) for name, values in clips.clips.items()}
+    own = pa.array([methods[name] for name in columns["clip_id"]], pa.string())
+    return pa.table({**columns, "method": own, "label": clips.labels, **scores})
 
 
 def _add_to_grid(run: str, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Put the AUC of the points' trained networks on dev and test into grid.parquet; null where there is none."""
+    if not storage.exists(storage.join(run, GRID_NAME)):  # a run of given genotypes
+        return
     rows = read_grid(run)
     for row in rows:
         for dataset, result in results.items():
@@ -224,16 +278,3 @@ def _add_to_grid(run: str, results: Mapping[str, Mapping[str, Any]]) -> None:
             for bound in ("value", "low", "high"):
                 row[f"test_auc_{bound}.{dataset}"] = network["auc"][bound] if network else None
     storage.write(storage.join(run, GRID_NAME), boxes.table_bytes(pa.Table.from_pylist(rows)))
-
-
-def _commit(
-    run: str, dataset: str, content: dict[str, Any], scores: Mapping[str, Floats], test: Split
-) -> dict[str, Any]:
-    columns: dict[str, Any] = {name: list(values) for name, values in test.clips.items()}
-    table = pa.table({**columns, "label": test.labels, **scores})
-    storage.write(_uri(run, dataset, "scores.parquet"), boxes.table_bytes(table))
-    try:
-        storage.create(_uri(run, dataset, "metrics.json"), json.dumps(content, indent=1).encode())
-    except FileExistsError:  # another evaluation of the same networks was first
-        return _standing(run, dataset, content["digests"]) or content
-    return content

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep import boxes, storage
-from data_prep.manifest import Manifest, read_manifest
+from data_prep.manifest import Manifest, Row, read_manifest
 from data_prep.storage import InputError
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class FeatureSource:
     meta: boxes.Meta
     manifest_uri: str
     manifest: Manifest
+    protocol: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+    """What the config.yaml of a run on these clips says of how they were split anew; empty: as the manifest says."""
 
     @property
     def features(self) -> dict[str, int]:
@@ -85,6 +87,10 @@ class FeatureSource:
     def length(self) -> int:
         """L, the positions of a sequence feature."""
         return int(self.meta.extra["length"])
+
+    def with_rows(self, rows: list[Row], protocol: Mapping[str, Any]) -> Self:
+        """The same clips, split anew as these rows of their manifest say. protocol: see the field."""
+        return replace(self, manifest=replace(self.manifest, rows=rows), protocol=protocol)
 
     def manifest_clips(self, split: str) -> int:
         """Clips that the manifest puts into a split; the box may lack some, which were refused."""
@@ -147,9 +153,9 @@ class FeatureSource:
             tables.append(boxes.read_table(storage.join(self.uri, name), sha256=digest))
         return pa.concat_tables(tables)
 
-    def load_splits(self, splits: Sequence[str]) -> dict[str, Split]:
-        """Read several splits in one pass over the box; raises as `load` does."""
-        table = self.columns()
+    def load_splits(self, splits: Sequence[str], table: pa.Table | None = None) -> dict[str, Split]:
+        """Read several splits in one pass over the box; raises as `load` does. table: `columns()`, if it was read."""
+        table = self.columns() if table is None else table
         return {split: self._split(split, table) for split in splits}
 
     def _split(self, split: str, table: pa.Table) -> Split:
@@ -158,12 +164,12 @@ class FeatureSource:
         chosen = []
         for index, clip_id in enumerate(clips["clip_id"]):
             row = rows.get(clip_id)
-            for field in ("label", "category"):
-                if row is None or row[field] != clips[field][index]:
-                    known = "no such clip" if row is None else f"{field} {row[field]!r}"
+            for column in ("label", "category"):
+                if row is None or row[column] != clips[column][index]:
+                    known = "no such clip" if row is None else f"{column} {row[column]!r}"
                     raise InputError(
-                        f"{self.manifest_uri} has {known} for {clip_id!r}, which {self.uri} holds with {field} "
-                        f"{clips[field][index]!r}; give the manifest that the features were made from."
+                        f"{self.manifest_uri} has {known} for {clip_id!r}, which {self.uri} holds with {column} "
+                        f"{clips[column][index]!r}; give the manifest that the features were made from."
                     )
             if row is not None and row["split"] == split:
                 chosen.append(index)

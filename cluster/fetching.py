@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ _CONFIG = "config.yaml"
 _PART = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._+-]+"
 _RESULT = re.compile(rf"grid\.parquet|points/{_PART}/genotype\.json|report/{_PART}(?:/{_PART})*")
 _FACTS = (_CONFIG, "environment.json")
+_PART_FILE = re.compile(rf"parts/({_PART})/(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,31 @@ def fetch_results(run: str, out: str, *, clock: Callable[[], float] = time.time)
     names = storage.list(run)
     if _CONFIG not in names:
         raise InputError(f"{run} has nothing yet: the job has not begun its run, or that is another directory.")
-    results = [name for name in names if _RESULT.fullmatch(name)]
+    parts = _parts(run)
+    results = [name for name in names if _RESULT.fullmatch(_below(name, parts))]
     if not results:
         raise InputError(f"{run} has no results yet; 'stgs status {run}' says how far it is.")
     _require_same(run, out)
-    wanted = [name for name in _FACTS if name in names] + results
+    wanted = [name for name in names if _below(name, parts) in _FACTS] + results
     gone = [name for name in wanted if not _copy(run, out, name)]
     driver = read_driver(run)
     live = driver is not None and is_live(driver, now=clock())
     return Fetched([name for name in wanted if name not in gone], gone, live)
+
+
+def _parts(run: str) -> set[str]:
+    """The names of the parts of a run's protocol; what else lies under parts/ are controls."""
+    try:
+        parts = yaml.safe_load(storage.read(storage.join(run, _CONFIG)))["config"]["protocol"]["parts"]
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, FileNotFoundError):  # no protocol, or damaged
+        return set()
+    return set(parts) if isinstance(parts, dict) else set()
+
+
+def _below(name: str, parts: Collection[str]) -> str:
+    """The name of an object of the run, as its part calls it if it belongs to one of `parts`."""
+    part = _PART_FILE.fullmatch(name)
+    return part[2] if part and part[1] in parts else name
 
 
 def _copy(run: str, out: str, name: str) -> bool:

@@ -5,30 +5,34 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import torch
 
 from cluster.attempts import Attempt, Point, read_packs, read_result
 from cluster.audits import corpus_audit
-from cluster.clip_streams import ShardStream, SplitIndex, index_corpus
+from cluster.clip_streams import ShardStream, SplitIndex, index_corpus, joined
 from cluster.extract import absolute_paths
 from cluster.features import FeatureSource
+from cluster.network_files import ENDING, network_facts
 from cluster.part_reader import RayReader
+from cluster.settings import GENOTYPES
 from data_prep import boxes, storage
-from data_prep.manifest import read_manifest
+from data_prep.manifest import Row, read_manifest
 from data_prep.storage import InputError
 from stgs.backbone_trainer import FinetuneConfig
 from stgs.backbones import SENSES, TAPS, BackboneConfig, fetch_weights, weights_digest
-from stgs.config import SearchConfig
+from stgs.config import FoundConfig, SearchConfig
 from stgs.finetune import FinetuneSearch
+from stgs.found_finetune import FoundFinetune
+from stgs.genotype import Genotype
 from stgs.parallel import Workers
 from stgs.population import PopulationSearch
 from stgs.search_space import SearchSpace
 from stgs.supernet import Member
 
-BACKBONES_FOLDER = "backbones"
+BACKBONES_FOLDER, NETWORKS_FOLDER = "backbones", "networks"
 # Settings of backbones and of their training that are no part of what identifies a run.
 _HINTS = ("visual_weights", "audio_weights", "spectrogram_statistics", "micro_batch")
 
@@ -67,18 +71,43 @@ class FinetuneJob:
 
     def streams(self, config: SearchConfig, workers: Workers) -> dict[str, ShardStream]:
         """The clips of `train` and `dev`."""
-        return {
-            split: ShardStream(
-                split,
-                index,
-                batch_size=config.batch_size,
-                data_seed=config.data_seed,
-                shuffle_clips=self.finetune.shuffle_clips,
-                reader=RayReader(self.corpus, self.files),
-                workers=workers,
-            )
-            for split, index in self.splits.items()
-        }
+        return {split: self._stream(split, index, config, workers) for split, index in self.splits.items()}
+
+    def fitted(self, config: FoundConfig, workers: Workers) -> ShardStream:
+        """The clips that a found network's weights are fitted on."""
+        index = self.splits["train"]
+        if config.fit_on != "train":
+            index = joined(index, self.splits["dev"])
+        return self._stream(config.fit_on, index, config, workers)
+
+    def _stream(
+        self, split: str, index: SplitIndex, config: SearchConfig | FoundConfig, workers: Workers
+    ) -> ShardStream:
+        return ShardStream(
+            split,
+            index,
+            batch_size=config.batch_size,
+            data_seed=config.data_seed,
+            shuffle_clips=self.finetune.shuffle_clips,
+            reader=RayReader(self.corpus, self.files),
+            workers=workers,
+        )
+
+    def found_training(
+        self, genotype: Genotype, seed: int, config: FoundConfig, *, device: str, workers: Workers
+    ) -> FoundFinetune:
+        """The end-to-end training of one found network, on one of the workers, before its first epoch."""
+        return FoundFinetune(
+            genotype,
+            seed,
+            config=config,
+            fitted=self.fitted(config, workers),
+            dev=self._stream("dev", self.splits["dev"], config, workers),
+            backbones=self.backbones,
+            finetune=self.finetune,
+            device=device,
+            workers=workers,
+        )
 
     def search(
         self,
@@ -120,13 +149,9 @@ class FinetuneJob:
         assert isinstance(search, FinetuneSearch)
         kept = {}
         for sense, state in search.best_backbones().items():
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
             path = f"{attempt.relative}/{BACKBONES_FOLDER}/{sense}.pt"
-            kept[sense] = {
-                "path": path,
-                "sha256": storage.write(storage.join(attempt.run, path), buffer.getvalue()),
-            }
+            sha256 = write_backbone(storage.join(attempt.run, path), state)
+            kept[sense] = {"path": path, "sha256": sha256}
         return kept
 
 
@@ -150,6 +175,12 @@ class CorpusSource(FeatureSource):
     def finetune(self) -> FinetuneJob:
         """What a worker needs."""
         return self.job
+
+    def with_rows(self, rows: list[Row], protocol: Mapping[str, Any]) -> Self:
+        """The same clips, split anew; the names of the corpus's clips are read again."""
+        manifest = replace(self.manifest, rows=rows)
+        splits = index_corpus(self.uri, self.meta, self.manifest_uri, manifest)
+        return replace(self, manifest=manifest, protocol=protocol, job=replace(self.job, splits=splits))
 
     def audit(self) -> dict[str, Any] | None:
         """The audit that lies beside the corpus, if it is that of these clips."""
@@ -176,9 +207,12 @@ class CorpusSource(FeatureSource):
         return max(stream.largest_share(config.epochs) for stream in streams)
 
 
-def open_corpus(corpus_uri: str, manifest_uri: str, options: BackboneOptions, finetune: FinetuneConfig) -> CorpusSource:
+def open_corpus(
+    corpus_uri: str, manifest_uri: str, options: BackboneOptions, finetune: FinetuneConfig, *, is_split: bool = True
+) -> CorpusSource:
     """A corpus, a manifest, and the backbones that a search trains on them; of the clips only the names are read.
 
+    is_split: whether the manifest's splits count; without, the clips are to be split by `with_rows` before use.
     Raises InputError if either box is not what it should be, or if weights cannot be had.
     """
     uri, manifest_uri = storage.absolute(corpus_uri), storage.absolute(manifest_uri)
@@ -186,8 +220,16 @@ def open_corpus(corpus_uri: str, manifest_uri: str, options: BackboneOptions, fi
     backbones = absolute_paths(BackboneConfig(**asdict(options), length=corpus.config["num_frames"]))
     backbones.check_spectrogram(corpus.config["spectrogram_frames"])
     fetch_weights(backbones)
-    job = FinetuneJob(uri, corpus.files, index_corpus(uri, corpus, manifest_uri, manifest), backbones, finetune)
+    splits = index_corpus(uri, corpus, manifest_uri, manifest) if is_split else {}
+    job = FinetuneJob(uri, corpus.files, splits, backbones, finetune)
     return CorpusSource(uri, corpus, manifest_uri, manifest, job)
+
+
+def write_backbone(uri: str, state: Mapping[str, torch.Tensor]) -> str:
+    """Write the weights of a backbone as `stgs extract` takes them. Returns their sha256."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return storage.write(uri, buffer.getvalue())
 
 
 def backbone_uri(run: str, sense: str) -> str:
@@ -211,20 +253,34 @@ def require_trained_features(run: str, content: Mapping[str, Any], features: Fea
 
     content: the run's settings (`cluster.runs.read_config`), which have `finetune`.
     """
-    results = [read_result(run, point.id) for pack in read_packs(run) for point in pack.points]
-    if not results or results[0] is None:
-        raise InputError(f"{run} has no trained backbones yet; run 'stgs search --resume' on it first.")
-    weights = {sense: kept["sha256"] for sense, kept in results[0]["backbones"].items()}
+    trained = _trained_weights(run, content)
+    folder = NETWORKS_FOLDER if content.get("kind") == GENOTYPES else BACKBONES_FOLDER
     wanted = {name: value for name, value in content["backbones"].items() if name != "weights"}
     made = {name: features.meta.config.get(name) for name in wanted}
     # The box's settings say where the statistics lay; what was in them stands beside.
     made["spectrogram_statistics"] = features.meta.extra.get("spectrogram_statistics")
     if (
         features.meta.parent != content["features_digest"]
-        or features.meta.extra["weights"] != weights
+        or features.meta.extra["weights"] not in trained
         or made != wanted
     ):
         raise InputError(
             f"{features.uri} was not made by the backbones that {run} trained; run 'stgs extract' on its corpus with "
-            f"the weights in {storage.join(run, BACKBONES_FOLDER)} and the backbones and taps of the search."
+            f"the weights in {storage.join(run, folder)} and the backbones and taps of the run."
         )
+
+
+def _trained_weights(run: str, content: Mapping[str, Any]) -> list[dict[str, str]]:
+    """sha256, by sense, of the backbones that a run's search trained, or those of each of its networks, which were
+    trained end to end.
+    """
+    if content.get("kind") == GENOTYPES:
+        folder = storage.join(run, NETWORKS_FOLDER)
+        files = [storage.join(folder, name) for name in storage.list(folder) if name.endswith(ENDING)]
+        if not files:
+            raise InputError(f"{run} has no trained networks yet; run 'stgs train' on it first.")
+        return [network_facts(storage.read(file))["provenance"]["weights"] for file in files]
+    results = [read_result(run, point.id) for pack in read_packs(run) for point in pack.points]
+    if not results or results[0] is None:
+        raise InputError(f"{run} has no trained backbones yet; run 'stgs search --resume' on it first.")
+    return [{sense: kept["sha256"] for sense, kept in results[0]["backbones"].items()}]

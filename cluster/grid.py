@@ -1,38 +1,24 @@
-"""The grid: how it is begun and continued, and how its results are gathered.
+"""The grid: how searches are begun, continued and driven to their end, on Ray Tune or on Ray Train.
 
 The truth is the run directory: a resume leaves out what has a result and gives the rest to the engines, which only
-schedule (`cluster/engines.py`).
+schedule (`cluster/engines.py`). What comes out is gathered by `cluster/gathering.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-
-from cluster.attempts import (
-    Pack,
-    Point,
-    clear_failure,
-    point_uri,
-    read_failure,
-    read_packs,
-    read_result,
-    write_failure,
-)
+from cluster.attempts import Pack, clear_failure, read_packs
 from cluster.audits import keep_audit
-from cluster.board import way_on
 from cluster.devices import chosen_device, require_processes
 from cluster.driving import Driver, driving
-from cluster.engines import Failures, search_with_tune
+from cluster.engines import Failures, Splits, search_with_tune
 from cluster.engines_train import WorkerGroup, search_with_train
 from cluster.features import FeatureSource
-from cluster.finetune import publish_backbones
+from cluster.gathering import FAILURE, GRID_NAME, RESULT, GridResult, gather, read_grid
 from cluster.limits import RunLimits
 from cluster.liveness import require_idle
 from cluster.packing import (
@@ -51,76 +37,57 @@ from cluster.search_loop import PackJob
 from cluster.settings import AUTO, GridConfig, Options, SearchSettings, settings_of
 from cluster.stopping import Stop
 from cluster.trials import Trial
-from data_prep import boxes, storage
+from data_prep import storage
 from data_prep.storage import InputError, NoSpaceError, UnreachableError
 
-GRID_NAME = "grid.parquet"
-# Files of a point.
-RESULT, FAILURE, _GENOTYPE = "result.json", "failed.json", "genotype.json"
+__all__ = ["GRID_NAME", "GridResult", "Whole", "gather", "read_grid", "run_grids", "run_single", "run_singles"]
+
 _NO_LIMITS = RunLimits()
-# Once a command is asked to stop, a storage that does not answer is waited for so long, and no longer.
-_STOPPED_PATIENCE_S = 30.0
+# The clips of all runs, or those of each, by its directory.
+Sources = FeatureSource | Mapping[str, FeatureSource]
+_SPLITS = ("train", "dev")
 
 
 @dataclass(frozen=True, slots=True)
-class GridResult:
-    """rows: one a point with a result (the columns of grid.parquet). failed: id -> reason of others. unfinished: points
-    with neither. stop: why they are not finished, None where all are.
-    """
+class Whole:
+    """A run whose parts are runs of their own. config: of every part. source: its clips, before they are split."""
 
-    run: str
-    rows: list[dict[str, Any]]
-    failed: dict[str, str]
-    unfinished: int = 0
-    stop: Stop | None = None
-
-    def stopped(self) -> str:
-        """A sentence that says why the search ended early, and how to go on. It must have a `stop`."""
-        assert self.stop is not None
-        points = len(self.rows) + len(self.failed) + self.unfinished
-        return (
-            f"stopped early: {self.stop.reason}; {len(self.rows)} of {points} points have a result, go on with "
-            f"{way_on(self.stop)}."
-        )
+    out: str
+    config: GridConfig
+    source: FeatureSource
 
 
 def run_grids(
     grids: Mapping[str, GridConfig],
-    source: FeatureSource,
+    sources: Sources,
     *,
     resume: bool,
     progress: bool = True,
     title: str = "grid",
     limits: RunLimits = _NO_LIMITS,
     started: float | None = None,
+    whole: Whole | None = None,
 ) -> dict[str, GridResult]:
     """Search every point of every grid on Ray Tune, all packs side by side; needs `cluster.session.connect`.
 
-    grids: directory of the run -> its settings, which may have more values than the run was begun with. resume:
-    continue runs that stand. title: of the progress bar. limits: when to end before all is done; of several grids
-    together. started: when the command began, in Unix seconds (default: now). Returns the results by directory.
+    grids: directory of the run -> its settings, which may have more values than the run was begun with. sources: the
+    clips of all grids, or of each, by directory. resume: continue runs that stand. title: of the progress bar. limits:
+    when to end before all is done; of several grids together. started: when the command began, in Unix seconds
+    (default: now). whole: the run that the grids are parts of. Returns the results by directory.
 
     Raises:
         KeyboardInterrupt: a second signal came before the searches had ended orderly; they can be resumed.
         InputError: a run was begun with other settings, features or splits, another driver works on it, or the cluster
             cannot hold one trial.
     """
-    deadline = limits.deadline_at(time.time() if started is None else started)
-    for out, config in grids.items():
-        require_idle(storage.absolute(out), takeover=limits.takeover)
-        _require_room(out, config)
-    with driving(deadline=deadline, device_hours=limits.device_hours) as driver:
-        fence = _Fence(driver, limits.takeover)
-        begun = {out: _begin(out, config, source, resume, fence=fence) for out, config in grids.items()}
-        trials = [trial for grid in begun.values() for trial in grid.trials(source, driver.session)]
-        failed: Failures = {}
-        if trials and driver.stop is None:
-            splits = source.load_splits(("train", "dev"))
-            _forget_failures(trials)
-            failed = search_with_tune(trials, splits, driver, title=title, progress=progress)
-        results = {out: _result(grid, failed, driver) for out, grid in begun.items()}
-        driver.complete = not any(result.unfinished for result in results.values())
-    return results
+
+    def search(begun: Sequence[_Begun], trials: Sequence[Trial], driver: Driver) -> Failures:
+        splits = _load_each(begun, trials)
+        _forget_failures(trials)
+        return search_with_tune(trials, splits, driver, title=title, progress=progress)
+
+    work = _Work(grids, _by_run(grids, sources), resume, limits, started, whole)
+    return work.done_by(search)
 
 
 def run_single(
@@ -139,26 +106,119 @@ def run_single(
     source: features, or a corpus whose backbones are trained, too (`cluster.finetune.open_corpus`). workers: their
     number, or a range in which it may change; no part of the run's settings.
     """
+    runs = {out: config}
+    found = run_singles(runs, source, workers=workers, resume=resume, progress=progress, limits=limits, started=started)
+    return found[out]
+
+
+def run_singles(
+    runs: Mapping[str, GridConfig],
+    sources: Sources,
+    *,
+    workers: WorkerGroup | int = 1,
+    resume: bool,
+    progress: bool = True,
+    limits: RunLimits = _NO_LIMITS,
+    started: float | None = None,
+    whole: Whole | None = None,
+) -> dict[str, GridResult]:
+    """Like `run_single` for each of several runs, one after another, within the same limits; arguments as of
+    `run_grids`.
+    """
     group = WorkerGroup(workers, workers) if isinstance(workers, int) else workers
-    if len(config.points()) != 1:
-        raise InputError(f"a search has one point, but these settings have {len(config.points())}; use 'stgs grid'.")
-    for count in (group.fewest, group.most):  # refuses workers without clips, before the run begins
-        source.largest_share(config.settings.search, count)
-    deadline = limits.deadline_at(time.time() if started is None else started)
-    require_idle(storage.absolute(out), takeover=limits.takeover)
-    _require_room(out, config, group.fewest)
-    with driving(deadline=deadline, device_hours=limits.device_hours) as driver:
-        grid = _begin(out, config, source, resume, group.fewest, _Fence(driver, limits.takeover))
-        trials = grid.trials(source, driver.session)
+    by_run = _by_run(runs, sources)
+    for out, config in runs.items():
+        if len(config.points()) != 1:
+            raise InputError(
+                f"a search has one point, but these settings have {len(config.points())}; use 'stgs grid'."
+            )
+        for count in (group.fewest, group.most):  # refuses workers without clips, before a run begins
+            by_run[out].largest_share(config.settings.search, count)
+
+    def search(begun: Sequence[_Begun], trials: Sequence[Trial], driver: Driver) -> Failures:
+        clips = {grid.run: grid.source for grid in begun}
         failed: Failures = {}
-        if trials and driver.stop is None:
+        for trial in trials:
+            if driver.stop is not None:
+                break
+            source = clips[trial[0].run]
             # A search that trains its backbones reads the clips while it runs.
-            splits = source.load_splits(("train", "dev")) if source.finetune is None else None
-            _forget_failures(trials)
-            failed = search_with_train(trials[0], splits, driver, group, progress=progress)
-        result = _result(grid, failed, driver)
-        driver.complete = not result.unfinished
-    return result
+            splits = source.load_splits(_SPLITS) if source.finetune is None else None
+            _forget_failures([trial])
+            failed |= search_with_train(trial, splits, driver, group, progress=progress)
+        return failed
+
+    return _Work(runs, by_run, resume, limits, started, whole, group.fewest).done_by(search)
+
+
+def _by_run(grids: Mapping[str, GridConfig], sources: Sources) -> Mapping[str, FeatureSource]:
+    return dict.fromkeys(grids, sources) if isinstance(sources, FeatureSource) else sources
+
+
+def _load_each(begun: Sequence[_Begun], trials: Sequence[Trial]) -> dict[str, Splits]:
+    """Train and dev of each run that has trials; equal splits are loaded once, and a box is read once."""
+    waiting = {job.run for job, _ in trials}
+    sources = {grid.run: grid.source for grid in begun if grid.run in waiting}
+    digests = {run: (source.uri, source.split_digest()) for run, source in sources.items()}
+    tables = {source.uri: source for source in sources.values()}
+    columns = {uri: source.columns() for uri, source in tables.items()}
+    loaded: dict[tuple[str, str], Splits] = {}
+    for run, source in sources.items():
+        if digests[run] not in loaded:
+            loaded[digests[run]] = source.load_splits(_SPLITS, columns[source.uri])
+    return {run: loaded[digest] for run, digest in digests.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a command has to search: the arguments of `run_grids`. workers: that share each batch, the fewest."""
+
+    grids: Mapping[str, GridConfig]
+    sources: Mapping[str, FeatureSource]
+    resume: bool
+    limits: RunLimits
+    started: float | None
+    whole: Whole | None
+    workers: int = 1
+
+    def done_by(self, search: Callable[[Sequence[_Begun], Sequence[Trial], Driver], Failures]) -> dict[str, GridResult]:
+        """Drive it: begin the runs, have the trials searched that are left, gather the results, by directory."""
+        deadline = self.limits.deadline_at(time.time() if self.started is None else self.started)
+        for out in self._outs():
+            require_idle(storage.absolute(out), takeover=self.limits.takeover)
+        for out, config in self.grids.items():
+            _require_room(out, config, self.workers)
+        with driving(deadline=deadline, device_hours=self.limits.device_hours) as driver:
+            begun = self._begun(driver)
+            trials = [trial for grid in begun.values() for trial in grid.trials(driver.session)]
+            failed: Failures = {}
+            if trials and driver.stop is None:
+                failed = search(list(begun.values()), trials, driver)
+            results = {out: _result(grid, failed, driver) for out, grid in begun.items()}
+            driver.complete = not any(result.unfinished for result in results.values())
+        return results
+
+    def _outs(self) -> list[str]:
+        return [*([] if self.whole is None else [self.whole.out]), *self.grids]
+
+    def _begun(self, driver: Driver) -> dict[str, _Begun]:
+        fence = _Fence(driver, self.limits.takeover)
+        if self.whole is not None:
+            run = _open_whole(self.whole, self.resume)
+            driver.work_on(run, takeover=self.limits.takeover, is_whole=True)
+        return {
+            out: _begin(out, config, self.sources[out], self.resume, self.workers, fence)
+            for out, config in self.grids.items()
+        }
+
+
+def _open_whole(whole: Whole, resume: bool) -> str:
+    """Begin the run that has parts, or continue it; returns its URI. Its clips have no split of their own."""
+    run = storage.absolute(whole.out)
+    settled = _settle(run, whole.config, whole.source, resume)
+    del settled.content["split_digest"]
+    settled.open(run, resume)
+    return run
 
 
 def _require_room(out: str, config: GridConfig, workers: int = 1) -> None:
@@ -203,15 +263,16 @@ class _Begun:
     run: str
     settings: SearchSettings
     packs: list[Pack]
+    source: FeatureSource
 
-    def trials(self, source: FeatureSource, session: str = "") -> list[Trial]:
+    def trials(self, session: str = "") -> list[Trial]:
         """The packs that have points without a result, each with its job."""
         finished = _points_with(RESULT, self.run)
         waiting = [pack for pack in self.packs if any(point.id not in finished for point in pack.points)]
         jobs: dict[Options, PackJob] = {}
         for pack in waiting:
             options = pack.points[0].options
-            jobs[options] = jobs.get(options) or pack_job(self.run, self.settings, source, pack, session)
+            jobs[options] = jobs.get(options) or pack_job(self.run, self.settings, self.source, pack, session)
         return [(jobs[pack.points[0].options], pack) for pack in waiting]
 
 
@@ -231,16 +292,24 @@ class _Fence:
         self.driver.confirm(run)
 
 
-def _begin(
-    out: str,
-    config: GridConfig,
-    source: FeatureSource,
-    resume: bool,
-    workers: int = 1,
-    fence: _Fence | None = None,
-) -> _Begun:
-    """Open the run, then fix its packs inside the fence."""
-    run = storage.absolute(out)
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """What a run is begun with. config, settings: with the values that it had, and with the device that was chosen.
+    content, hints: of its config.yaml.
+    """
+
+    config: GridConfig
+    settings: SearchSettings
+    content: dict[str, Any]
+    hints: dict[str, Any]
+
+    def open(self, run: str, resume: bool) -> None:
+        """Begin the run, or continue it; raises as `open_run` does."""
+        open_run(run, self.content, resume=resume, hints=self.hints, growing=GROWING if resume else ())
+
+
+def _settle(run: str, config: GridConfig, source: FeatureSource, resume: bool) -> _Settled:
+    """Raises InputError for settings that these clips, or the run that stands, do not allow."""
     standing = find_config(run) if resume else None
     if standing is not None:
         config = grown(config, standing, run)
@@ -250,6 +319,7 @@ def _begin(
     content = {
         **asdict(replace(config, settings=settings)),
         **source.run_settings(),
+        **source.protocol,
         "features_digest": source.meta.digest,
         "manifest_digest": source.manifest.meta.digest,
         "split_digest": source.split_digest(),
@@ -262,10 +332,25 @@ def _begin(
         "checkpoint_minutes": content["settings"].pop("checkpoint_minutes"),
         **source.run_hints(),
     }
+    return _Settled(config, settings, content, hints)
+
+
+def _begin(
+    out: str,
+    config: GridConfig,
+    source: FeatureSource,
+    resume: bool,
+    workers: int = 1,
+    fence: _Fence | None = None,
+) -> _Begun:
+    """Open the run, then fix its packs inside the fence."""
+    run = storage.absolute(out)
+    settled = _settle(run, config, source, resume)
+    config, settings = settled.config, settled.settings
     packs = read_packs(run)
     # Planned before anything is written: a device may be too small.
     planned = plan_packs(config, settings, source, workers, packs)
-    open_run(run, content, resume=resume, hints=hints, growing=GROWING if resume else ())
+    settled.open(run, resume)
     keep_audit(run, source)
     if fence is not None:
         fence.begin(run)
@@ -278,92 +363,4 @@ def _begin(
         packs = split_packs(run, packs, devices_for(config, settings), _points_with(RESULT, run))
     if fence is not None:
         fence.end(run)
-    return _Begun(run, settings, packs)
-
-
-def gather(
-    run: str, packs: Sequence[Pack], errors: Failures, *, hurried: Callable[[], bool] = lambda: False
-) -> GridResult:
-    """Collect the results of a run: write grid.parquet, and the points' genotype.json and the trained backbones where
-    they are missing. All can be rebuilt any time.
-
-    errors: why packs failed just now. A point without a result that no file calls failed, either, is left out: it has
-    not been searched yet. hurried: says, between two phases, whether a storage that does not answer is waited for no
-    longer than half a minute.
-    """
-    held = [(pack, point) for pack in packs for point in pack.points]
-    with _patience(hurried):
-        paths = set(storage.list(storage.join(run, "points")))
-    with _patience(hurried):
-        found = side_by_side(lambda pair: _read_point(run, pair[1], paths), held)
-    results = [(pack, point, result) for (pack, point), (result, _) in zip(held, found, strict=True) if result]
-    with _patience(hurried):
-        failed = _failed(run, held, found, errors)
-    with _patience(hurried):
-        for _, _, result in results:
-            publish_backbones(run, result)
-        bare = [(point, result) for _, point, result in results if f"{point.id}/{_GENOTYPE}" not in paths]
-        side_by_side(lambda pair: _write_genotype(run, *pair), bare)
-        rows = [_row(pack, point, result) for pack, point, result in results]
-        if rows:
-            storage.write(storage.join(run, GRID_NAME), boxes.table_bytes(pa.Table.from_pylist(rows)))
-    return GridResult(run, rows, failed)
-
-
-def _patience(hurried: Callable[[], bool]) -> contextlib.AbstractContextManager[None]:
-    return storage.patient(_STOPPED_PATIENCE_S) if hurried() else contextlib.nullcontext()
-
-
-def _read_point(run: str, point: Point, paths: Collection[str]) -> tuple[dict[str, Any] | None, str | None]:
-    """Result and failure of a point. paths: those that are there, below points/."""
-    if f"{point.id}/{RESULT}" in paths:
-        return read_result(run, point.id), None
-    return None, read_failure(run, point.id) if f"{point.id}/{FAILURE}" in paths else None
-
-
-def _failed(
-    run: str,
-    held: Sequence[tuple[Pack, Point]],
-    found: Sequence[tuple[dict[str, Any] | None, str | None]],
-    errors: Failures,
-) -> dict[str, str]:
-    """Why points failed, by id; those that only `errors` knows get their file."""
-    failed: dict[str, str] = {}
-    untold = []
-    for (pack, point), (result, reason) in zip(held, found, strict=True):
-        told = errors.get((run, pack.name)) if reason is None else reason
-        if result is None and told is not None:
-            failed[point.id] = told
-            if reason is None:
-                untold.append(point.id)
-    side_by_side(lambda point_id: write_failure(run, point_id, failed[point_id]), untold)
-    return failed
-
-
-def _write_genotype(run: str, point: Point, result: Mapping[str, Any]) -> None:
-    storage.write(point_uri(run, point.id, _GENOTYPE), (json.dumps(result["genotype"]) + "\n").encode())
-
-
-def _row(pack: Pack, point: Point, result: Mapping[str, Any]) -> dict[str, Any]:
-    """A point's line of grid.parquet."""
-    return {
-        "id": point.id,
-        **point.facts(),
-        "genotype": json.dumps(result["genotype"]),
-        "parameters": result["parameters"],
-        "macs": result["macs"],
-        **result["metrics"],
-        "seconds": result["seconds"],
-        "device_seconds": result["device_seconds"],
-        "pack": pack.name,
-        "curves": result["curves"]["path"],
-        "curves_member": result["curves"]["member"],
-    }
-
-
-def read_grid(run: str) -> list[dict[str, Any]]:
-    """The rows of a run's grid.parquet. Raises InputError if the run has none yet."""
-    try:
-        return boxes.read_table(storage.join(run, GRID_NAME)).to_pylist()
-    except FileNotFoundError:
-        raise InputError(f"{run} has no results yet; run 'stgs grid --resume' on it first.") from None
+    return _Begun(run, settings, packs, source)

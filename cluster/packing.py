@@ -58,6 +58,16 @@ def devices_for(config: GridConfig, settings: SearchSettings) -> int:
     return config.devices or planned_devices(settings.device, settings.threads)
 
 
+def share_devices(config: GridConfig, settings: SearchSettings, parts: int) -> GridConfig:
+    """The grid of one of several parts that are searched side by side: planned for its share of the devices.
+
+    settings: with the device that was chosen.
+    """
+    if parts < 2 or config.pack != AUTO:
+        return config
+    return replace(config, devices=math.ceil(devices_for(config, settings) / parts))
+
+
 def plan_packs(
     config: GridConfig,
     settings: SearchSettings,

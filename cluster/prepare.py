@@ -74,7 +74,7 @@ def prepare(
         clips=len(manifest.rows),
         title="prepare",
         actors=actors,
-        num_gpus=_gpu_share() if device == "cuda" else 0,
+        num_gpus=gpu_share() if device == "cuda" else 0,
         progress=progress,
         way_out="give --face-device cpu" if device == "cuda" else "add a machine",
     )
@@ -126,7 +126,7 @@ def _automatic_device() -> str:
     return "cpu"
 
 
-def _gpu_share() -> float:
+def gpu_share() -> float:
     """What each actor reserves of a GPU: all CPUs get an actor if the smallest GPU has memory for as many."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
     wanted = max(math.ceil(node.get("CPU", 0) / int(node["GPU"])) for node in nodes)

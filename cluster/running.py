@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from cluster.agreement import agreed_stop
 from cluster.attempt_record import (
     STORAGE_ERRORS,
     dispensable,
@@ -87,10 +88,8 @@ class Running:
     def asked_to_stop(self) -> bool:
         """Whether the workers stop here, between two updates. Heartbeats and states that are due are written."""
         own = self._trouble or self._check()
-        if self._workers.any(own is not None):
-            # Where a node leaves and the run is to end, the run is what counts.
-            stops = [stop for stop in self._workers.gather(own) if stop is not None]
-            self.stop = min(stops, key=lambda stop: stop.scope != "run")
+        self.stop = agreed_stop(own, self._workers)
+        if self.stop is not None:
             return True
         if self._writes:
             save = self._minutes_are_over()

@@ -75,6 +75,20 @@ def read_hints(uri: str) -> dict[str, Any]:
     return _read(uri)["hints"]
 
 
+def part_uri(run: str, part: str) -> str:
+    """Directory of a part of a run: one of its protocol, or a control."""
+    return storage.join(run, "parts", part)
+
+
+def part_uris(run: str) -> dict[str, str]:
+    """Name -> URI of each part of a run's protocol, in order; none of an ordinary run.
+
+    Raises InputError if there is no run.
+    """
+    protocol = read_config(run).get("protocol") or {}
+    return {name: part_uri(run, name) for name in protocol.get("parts", {})}
+
+
 def _read(uri: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = yaml.safe_load(storage.read(storage.join(uri, CONFIG_NAME)))

@@ -6,15 +6,17 @@ errors of a lost task, so a resume does not depend on which engine ran it before
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from ray.exceptions import RayError
 
+from cluster.agreement import Made, StopError, by_first
 from cluster.attempt_record import (
     FRUITLESS_ATTEMPTS,
     STORAGE_ERRORS,
@@ -33,15 +35,15 @@ from stgs.clips import ClipSet
 from stgs.config import InputError, SearchConfig
 from stgs.genotype import count_macs, count_parameters
 from stgs.parallel import PeerLostError, Workers, default_workers
-from stgs.population import PopulationSearch, slice_state
+from stgs.population import PopulationSearch
 from stgs.search_space import SearchSpace
+from stgs.search_state import slice_state
 from stgs.supernet import Member
 
 if TYPE_CHECKING:
     from cluster.finetune import FinetuneJob
 
 Report = Callable[[dict[str, Any]], None]
-Made = TypeVar("Made")
 
 
 # Words of RuntimeErrors that are about the device, or its driver, as PyTorch and the libraries below it say it.
@@ -116,7 +118,7 @@ def search_pack(
             if not _begin(begun, job, workers):
                 return None
             return _search(begun, job, train, dev, report, stop, workers)
-    except _StopError as stopped:
+    except StopError as stopped:
         return stopped.stop
     except _EngineError as error:
         _note(begun, str(error))
@@ -134,19 +136,11 @@ def search_pack(
             begun.running.end_in_trouble(Stop("run", str(error)))
         return Stop("run", str(error))
     except Exception as error:  # the search's own, of whatever kind: it would come again in every attempt
-        if _is_of_device(error):
+        if is_of_device(error):
             # An attempt that says no more than this counts as one that died.
             _note(begun, "".join(traceback.format_exception(error)).rstrip())
             raise DeviceLostError(f"the device failed ({type(error).__name__}: {_first_line(error)})") from None
         return _fail(begun, job, error, workers)
-
-
-class _StopError(Exception):
-    """Ends the search in all workers."""
-
-    def __init__(self, stop: Stop) -> None:
-        super().__init__(stop.reason)
-        self.stop = stop
 
 
 class _EngineError(Exception):
@@ -186,31 +180,10 @@ def _begin(begun: _Begun, job: PackJob, workers: Workers) -> bool:
             return -1, []
         return Attempt.claim(job.run, pack, job.session).number, points
 
-    number, begun.points = _by_first(claim, workers)
+    number, begun.points = by_first(claim, workers)
     log_name = "log.txt" if workers.rank == 0 else f"log-{workers.rank}.txt"
     begun.attempt = Attempt(job.run, pack, number, log_name)
     return bool(begun.points)
-
-
-def _end_the_run(error: Exception) -> Stop:
-    return Stop("run", str(error))
-
-
-def _by_first(
-    make: Callable[[], Made], workers: Workers, stop_after: Callable[[Exception], Stop] = _end_the_run
-) -> Made:
-    """What `make` returns in the first worker, in every worker; where storage fails it, all of them stop."""
-    made: Made | None = None
-    stop = None
-    if workers.rank == 0:
-        try:
-            made = make()
-        except STORAGE_ERRORS as error:
-            stop = stop_after(error)
-    made, stop = workers.from_first((made, stop))
-    if stop is not None:
-        raise _StopError(stop)
-    return cast(Made, made)
 
 
 def _search(
@@ -225,7 +198,7 @@ def _search(
     attempt, points = begun.attempt, begun.points
     torch.set_num_threads(job.threads)
     search = _build(job, points, train, dev, workers)
-    state = _by_first(lambda: attempt.newest_state([point.id for point in points]), workers)
+    state = by_first(lambda: attempt.newest_state([point.id for point in points]), workers)
     seconds = _continue(search, points, state)
     where = f"continues at epoch {search.epoch}, update {search.update}"
     attempt.log(where if state is not None else "starts anew: no state of these points can be continued")
@@ -240,8 +213,8 @@ def _search(
         if workers.rank == 0:
             _of_engine(partial(report, running.progress()))
     try:
-        _by_first(lambda: _commit(attempt, points, search, running.seconds, job), workers, running.stop_after)
-    except _StopError as stopped:
+        by_first(lambda: _commit(attempt, points, search, running.seconds, job), workers, running.stop_after)
+    except StopError as stopped:
         running.end_in_trouble(stopped.stop)
         raise
     if workers.rank == 0:
@@ -267,7 +240,7 @@ def _note(begun: _Begun, line: str) -> None:
             begun.attempt.write_log()
 
 
-def _is_of_device(error: Exception) -> bool:
+def is_of_device(error: Exception) -> bool:
     """Whether an error is the device's; of too little memory it is the search's, which would need as much again."""
     if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
         return False
@@ -352,6 +325,9 @@ def _commit(
             "parameters": count_parameters(result.genotype),
             "macs": count_macs(result.genotype),
             "metrics": result.metrics,
+            "candidates": [
+                {"genotype": json.loads(genotype), "dev_auc": value} for genotype, value in result.candidates
+            ],
             "seconds": sum(seconds.wall),
             "device_seconds": seconds.device[index],
             "curves": {"path": curves, "sha256": digest, "member": index},

@@ -13,17 +13,22 @@ from cluster.features import FeatureSource
 from data_prep.storage import InputError
 from stgs.config import SearchConfig, WeightSchedule
 from stgs.cost import require_fitting
-from stgs.estimators import ESTIMATORS
+from stgs.estimators import SAMPLERS, UNIFORM
 from stgs.search_space import SearchSpace, search_space
 from stgs.supernet import Member
 
 SENSES = ("both", "visual", "audio")
 DEVICES = ("auto", "cpu", "cuda")
 AUTO: Literal["auto"] = "auto"
+# The kind of a run that was begun from genotypes, as its config.yaml says.
+GENOTYPES = "genotypes"
 # Seeds of members are int64, and those of NumPy are not negative.
 _LARGEST_SEED = 2**63 - 1
 # How a search is run, not what is searched: the same for all points of a run.
-_NO_AXES = ("device", "threads", "checkpoint_epochs", "checkpoint_minutes")
+_NO_AXES = ("device", "threads", "checkpoint_epochs", "checkpoint_minutes", "candidates")
+# Random genotypes that a command's search has its supernet score, and size of the random arm: with fewer of them, no
+# rank correlation is told.
+CANDIDATES = 16
 
 Settings = TypeVar("Settings")
 Options = tuple[tuple[str, Any], ...]
@@ -157,12 +162,13 @@ class GridConfig:
     """What a grid searches: every combination of the axes is a point.
 
     temperatures: of the Gumbel-softmax (lambda), above 0. num_samples: numbers of Gumbel samples (M), at least 1.
-    estimators: gradient estimators (`stgs.estimators.ESTIMATORS`). seeds: of initial weights, noise and dropout. axes:
-    further ones, each a setting's name (`AXES`) with its values; `settings` holds the first of each. shuffles: 0, or
-    the number of points with shuffled labels that stand in the place of each point (a control). pack: points that are
-    searched as one population, `auto` for as many as a device's memory holds, but no more than ceil(points / devices).
-    devices: GPUs or, without any, CPU processes that packs are planned for (default: those of the cluster, with what
-    its autoscaler may still start).
+    estimators: gradient estimators (`stgs.estimators.ESTIMATORS`), or `uniform`: no gradient, but architectures drawn
+    by chance, and the best on dev of the candidates. seeds: of initial weights, noise and dropout. axes: further ones,
+    each a setting's name (`AXES`) with its values; `settings` holds the first of each. shuffles: 0, or the number of
+    points with shuffled labels that stand in the place of each point (a control). pack: points that are searched as one
+    population, `auto` for as many as a device's memory holds, but no more than ceil(points / devices). devices: GPUs
+    or, without any, CPU processes that packs are planned for (default: those of the cluster, with what its autoscaler
+    may still start).
     """
 
     temperatures: tuple[float, ...] = (5.0, 10.0, 15.0, 20.0)
@@ -181,8 +187,10 @@ class GridConfig:
         _require_at_least(self, shuffles=0)
         _require_at_least(self, **{name: 1 for name in ("pack", "devices") if getattr(self, name) not in (AUTO, None)})
         for estimator in self.estimators:
-            if estimator not in ESTIMATORS:
-                raise InputError(f"estimators names {estimator!r}; choose from {', '.join(ESTIMATORS)}.")
+            if estimator not in SAMPLERS:
+                raise InputError(f"estimators names {estimator!r}; choose from {', '.join(SAMPLERS)}.")
+        if UNIFORM in self.estimators and not self.settings.search.candidates:
+            raise InputError(f"candidates is 0, but the estimator {UNIFORM!r} chooses among them; give at least 1.")
         for temperature, samples in itertools.product(self.temperatures, self.num_samples):
             Member(temperature, samples, 0)  # refuses values out of range
         for seed in self.seeds:
@@ -235,9 +243,11 @@ def _tuple(value: Any) -> Any:
 def config_from_dict(content: Mapping[str, Any]) -> GridConfig:
     """The grid's settings from a run's config.yaml (`asdict` of a GridConfig, beside the digests).
 
-    A setting that the file does not name, since it is newer than the run, has its default. Raises InputError for one
-    that this program does not know.
+    A setting that the file does not name, since it is newer than the run, has its default; so have all settings of a
+    search where there was none (`cluster.genotype_runs`). Raises InputError for one that this program does not know.
     """
+    if content.get("kind") == GENOTYPES:
+        return GridConfig(seeds=tuple(content["seeds"]), settings=SearchSettings(device=content["settings"]["device"]))
     settings = {name: _tuple(value) for name, value in content["settings"].items()}
     search = dict(settings.pop("search"))
     search["weights"] = _known(WeightSchedule, search["weights"])

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -19,6 +19,7 @@ from data_prep.storage import InputError, NoSpaceError, UnreachableError
 from stgs.parallel import PeerLostError, default_workers
 
 Trial = tuple[PackJob, Pack]
+Loaded = TypeVar("Loaded")
 # A trial on a node that leaves waits so long before it asks for another one: trying again at once would only find the
 # same node, until the cluster has taken it out.
 _LEAVING_WAIT_S = 5.0
@@ -48,7 +49,7 @@ def run_trial(trial: Trial, train: Split | None, dev: Split | None, board: Any) 
     """
     job, pack = trial
     leaving = _node_flag()
-    link = BoardLink(board, job.run, pack)
+    link = BoardLink(board, (job.run, pack.name), len(pack.points))
     stop: Stop | None = None
     failure: str | None = None
     try:
@@ -72,19 +73,34 @@ def run_worker(
 ) -> None:
     """Like `run_trial`, in one of `world` processes that share the search. They stop together, inside `search_pack`.
 
-    load: prepares the process and returns train and dev. What it raises, and what the search raises by itself, the
-    board is told, by whichever worker: the driver ends the group, which would be started again for it, for ever.
+    load: prepares the process and returns train and dev.
     """
     job, pack = trial
-    link = BoardLink(board, job.run, pack, world)
+    link = BoardLink(board, (job.run, pack.name), len(pack.points), world)
+    report = link.report if rank == 0 else _not_reported
+
+    def search(splits: tuple[Split | None, Split | None], stop: StopCheck) -> Stop | None:
+        return search_pack(job, pack, *splits, report, stop)
+
+    work_together(link, load, search, rank, world)
+
+
+def work_together(
+    link: BoardLink, load: Callable[[], Loaded], work: Callable[[Loaded, StopCheck], Stop | None], rank: int, world: int
+) -> None:
+    """Run `work` in one of `world` processes that share it, until it is done or a stop is asked for.
+
+    load: prepares the process and returns what `work` is given, with a check that says whether to stop. What it raises,
+    and what `work` raises by itself, the board is told, by whichever worker: the driver ends the group, which would be
+    started again for it, for ever.
+    """
     try:
         first = link.begin() if rank == 0 else None
-        train, dev = load()
+        loaded = load()
         checks: list[StopCheck] = [link, _node_flag()] if rank == 0 else [_node_flag()]
         stop = default_workers().from_first(first)
         if stop is None:
-            report = link.report if rank == 0 else _not_reported
-            stop = search_pack(job, pack, train, dev, report, StopWatch(checks))
+            stop = work(loaded, StopWatch(checks))
     except _COUNTED:
         raise
     except Exception as error:

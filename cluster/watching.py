@@ -34,7 +34,8 @@ said that it ended; it waits for a restart. A point that was stopped in good ord
 
 _ATTEMPT_FILE = re.compile(r"packs/([^/]+)/attempts/(\d+)/(claim|heartbeat)\.json")
 _POINT_FILE = re.compile(r"points/([^/]+)/(result|failed)\.json")
-_PART_FILE = re.compile(r"parts/([^/]+)/(.+)")
+# Below a part of a protocol lie those of its controls.
+_PART_FILE = re.compile(r"((?:parts/[^/]+/)+)(.+)")
 _CHOICES = ("alpha", "beta", "gamma")
 _READERS = 16
 
@@ -69,9 +70,10 @@ class RunStatus:
     """A look at a run.
 
     time: Unix seconds. driver: driver.json with `state`: live, ended, or lost (no sign for a minute, or its process is
-    gone); None where none was written. counts: points by state, all of STATES. points: those that were wanted, in the
-    order of STATES, then of the grid. parts: the counts of each search under parts/. seconds_left: until all points are
-    done, on as many machines as are at work now.
+    gone); None where none was written. counts: points by state, all of STATES; of a protocol those of its parts.
+    points: those that were wanted, in the order of STATES, then of the grid, as `part/id` where they are a part's.
+    parts: the counts of each search under parts/, a control of a part as `part/control`. seconds_left: until all points
+    are done, on as many machines as are at work now.
     """
 
     run: str
@@ -139,8 +141,8 @@ class Watcher:
 
     def __init__(self, run: str) -> None:
         self.run = storage.absolute(run)
-        # Of a search that has said nothing yet.
-        self.epochs = _epoch_limit(self.run)
+        # Of a search that has said nothing yet; and the parts that its points lie in, if they lie in any.
+        self.epochs, self.parts = _settings(self.run)
         # Contents of pack.json and result.json by URI: they never change once they stand.
         self._kept: dict[str, bytes] = {}
 
@@ -151,14 +153,16 @@ class Watcher:
         with ThreadPoolExecutor(_READERS) as readers:
             for arm in arms.values():
                 arm.look(now, readers)
-            own = sorted(arms[""].points, key=lambda point: STATES.index(point.state))
-            shown = list(readers.map(arms[""].detailed, own[:most]))
+            mine = [arms[name] for name in self.parts or ("",) if name in arms]
+            own = [(arm, point) for arm in mine for point in arm.points]
+            own.sort(key=lambda held: STATES.index(held[1].state))
+            shown = list(readers.map(lambda held: held[0].detailed(held[1]), own[:most]))
         driver = _driver(self.run, now)
         return RunStatus(
             run=self.run,
             time=now,
             driver=driver,
-            counts=_counts(own),
+            counts=_counts(point for _, point in own),
             points=shown,
             parts={name: _counts(arm.points) for name, arm in arms.items() if name},
             seconds_left=seconds_left([work for arm in arms.values() for work in arm.works]),
@@ -169,9 +173,10 @@ class Watcher:
         arms = {"": _Files()}
         for path in storage.list(self.run):
             part = _PART_FILE.fullmatch(path)
-            name, below = part.groups() if part else ("", path)
+            name, below = ("/".join(part[1].split("/")[1::2]), part[2]) if part else ("", path)
             arms.setdefault(name, _Files()).add(below)
-        return {name: files for name, files in arms.items() if not name or files.has_packs}
+        names = sorted(arms, key=lambda name: name.split("/"))
+        return {name: arms[name] for name in names if not name or arms[name].has_packs}
 
     def read_once(self, uri: str) -> bytes:
         """An object that never changes once it stands."""
@@ -204,8 +209,8 @@ class _Arm:
     """One look at a run, or at one of its parts. `look` fills `points`, in the order of the grid, and `works`."""
 
     def __init__(self, watcher: Watcher, name: str, files: _Files) -> None:
-        self.watcher, self.files = watcher, files
-        self.uri = storage.join(watcher.run, "parts", name) if name else watcher.run
+        self.watcher, self.files, self.name = watcher, files, name
+        self.uri = storage.join(watcher.run, *(f"parts/{part}" for part in name.split("/"))) if name else watcher.run
         self.points: list[PointStatus] = []
         self.works: list[Work] = []
 
@@ -218,8 +223,9 @@ class _Arm:
             self.works += [] if work is None else [work]
 
     def detailed(self, point: PointStatus) -> PointStatus:
-        """The point with what result.json or failed.json says of it."""
+        """The point, called after its part, with what result.json or failed.json says of it."""
         uri = self._in("points", point.id)
+        point = replace(point, id=f"{self.name}/{point.id}") if self.name else point
         if point.state == FAILED:
             return replace(point, reason=text_of(read_object(storage.join(uri, "failed.json")), "reason"))
         if point.state != DONE:
@@ -357,8 +363,9 @@ def _damaged(uri: str) -> InputError:
     return InputError(f"{uri} is gone or damaged, which says what is searched; put it back from a copy of the run.")
 
 
-def _epoch_limit(run: str) -> int | None:
-    """The epochs that the run's configuration allows each search; None where it does not say so.
+def _settings(run: str) -> tuple[int | None, tuple[str, ...]]:
+    """What the run's configuration says: the epochs that each search is allowed, None where it does not say so, and the
+    names of the parts of its protocol.
 
     Raises InputError where there is no run.
     """
@@ -370,6 +377,12 @@ def _epoch_limit(run: str) -> int | None:
         raise InputError(f"{run}/config.yaml is damaged ({' '.join(str(error).split())}).") from None
     except UnicodeDecodeError:
         raise InputError(f"{run}/config.yaml is damaged (it is no text).") from None
-    for key in ("config", "settings", "search", "epochs"):
+    epochs = _below(content, "config", "settings", "search", "epochs")
+    parts = _below(content, "config", "protocol", "parts")
+    return epochs if isinstance(epochs, int) else None, tuple(parts) if isinstance(parts, dict) else ()
+
+
+def _below(content: object, *keys: str) -> object:
+    for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
-    return content if isinstance(content, int) else None
+    return content

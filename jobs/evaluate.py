@@ -1,77 +1,122 @@
-"""Loads the trained networks of a run and reads the test clips once: AUC with intervals, and the controls.
+"""Loads the trained networks of a run and reads the test clips once: every metric with intervals, and the controls.
 
-The found network is the grid point whose network has the best AUC on dev; the best single sense is chosen on dev, too.
-Intervals are 95 % bootstrap intervals over subjects.
+The found network is the grid point whose network has the best AUC on dev; the best of every control is chosen on dev,
+too. Intervals are 95 % bootstrap intervals over subjects. With --network, one network's file is used on any clips that
+were prepared and extracted as its own, and nothing is written but --out.
+
+With --robustness the run's test clips are prepared again, damaged, for its found network, on Ray; what was stopped goes
+on when it is started again.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from cluster.controls import GRID
-from cluster.evaluation import evaluate_run, network_uris
+from cluster.evaluation import evaluate_network, evaluate_run, network_uris
+from cluster.evaluation_cost import run_cost
+from cluster.evaluation_latency import write_latency
+from cluster.features import FeatureSource, open_features
+from cluster.found_loop import read_network
+from cluster.protocol_summary import summary as protocol_summary
+from cluster.protocol_summary import summary_text
+from cluster.protocols import open_parts
 from cluster.shards import progress_bar
 from data_prep import storage
-from jobs.cli import Outcome, option, run_command
-from jobs.tables import grid_tables
-from jobs.train import open_run_source
+from data_prep.storage import InputError
+from jobs.cli import Outcome, SessionOptions, group, option, run_command
+from jobs.evaluate_robustness import RobustnessOptions, measured, robustness_text
+from jobs.evaluate_text import cost_line, latency_line, measured_lines, summary
+
+__all__ = ["EvaluateJobConfig", "main", "run", "summary"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJobConfig:
-    """Options of `stgs evaluate`."""
+    """Options of `stgs evaluate`: a run, or a network with features and manifest."""
 
-    run: str = option(help="directory of a run with trained networks", positional=True, metavar="RUN")
+    run: str | None = option(None, help="directory of a run with trained networks", positional=True, metavar="RUN")
+    network: str | None = option(None, help="file of a network to use, in place of a run")
     features: str | None = option(None, help="where the run's features are now (default: where they were)")
     manifest: str | None = option(None, help="where the run's manifest is now (default: where it was)")
+    split: Literal["train", "dev", "test"] = option("test", help="clips to use with --network")
+    out: str | None = option(None, help="file (.json) for what --network gives")
     resamples: int = option(2000, help="bootstrap resamples of the subjects")
+    latency: bool = option(True, help="time the found network on this machine")
+    damaged: RobustnessOptions = group(RobustnessOptions)
+    session: SessionOptions = group(SessionOptions)
 
 
 def run(config: EvaluateJobConfig) -> Outcome:
-    """Evaluate every network of the run."""
-    run_uri = storage.absolute(config.run)
-    _, source = open_run_source(run_uri, config.features, config.manifest)
-    with progress_bar("evaluate", len(network_uris(run_uri)), "network", True) as bar:
-        results = evaluate_run(run_uri, source, resamples=config.resamples, progress=bar.update)
-    text = "\n".join(summary(result) for result in results.values())
-    return Outcome({"run": config.run, "datasets": results}, f"{text}\nrun: {config.run}")
+    """Evaluate every network of the run, or the one network."""
+    if (config.run is None) == (config.network is None):
+        raise InputError("give either a RUN, whose networks are evaluated, or --network, for one network's file.")
+    if config.resamples < 1:
+        raise InputError(f"resamples is {config.resamples}, but it must be at least 1.")
+    return _one_network(config) if config.run is None else _whole_run(config, config.run)
 
 
-def summary(result: dict[str, Any]) -> str:
-    """What an evaluation of one data set says, in lines."""
-    networks = result["networks"]
-    lines = [f"{result['dataset']}: {result['clips']} test clips of {result['subjects']} unseen subjects"]
-    rows = [{**row["point"], "auc": row["auc"]["value"]} for row in networks.values() if row["arm"] == GRID]
-    lines += grid_tables(rows, "AUC on test, temperature by num_samples", "auc")
-    found, single = result["found"], result["best_single_sense"]
-    lines.append(f"found (best on dev): {found}, {networks[found]['parameters']:,} parameters")
-    lines.append(
-        f"  AUC {_interval(networks[found]['auc'])}, EER {networks[found]['equal_error_rate']:.3f}, accuracy "
-        f"{networks[found]['accuracy_dev_threshold']:.3f} at the dev threshold"
-    )
-    if single is not None:
-        lines.append(f"best single sense (on dev): {single}, AUC {_interval(networks[single]['auc'])}")
-        lines.append(f"found - best single sense: {_interval(result['difference'])}")
-    random, shuffled = result["random"], result["shuffled"]
-    if random is not None:
-        lines.append(
-            f"random genotypes: mean AUC {random['mean']:.3f}, {random['low']:.3f} to {random['high']:.3f} "
-            f"({random['count']} networks)"
+def _whole_run(config: EvaluateJobConfig, given: str) -> Outcome:
+    if config.out is not None or config.split != "test":
+        raise InputError("--split and --out are for --network; a run's test clips are read into the run.")
+    run_uri = storage.absolute(given)
+    parts = open_parts(run_uri, config.features, config.manifest)
+    with config.damaged.connection(config.session, run_uri):
+        found = {uri: _part(uri, source, config) for uri, (_, source) in parts.items()}
+    if list(found) == [run_uri]:
+        payload, lines = found[run_uri]
+        return Outcome({"run": given, **payload}, "\n".join([*lines, f"run: {given}"]))
+    together = protocol_summary(run_uri)
+    names = {uri: uri.rsplit("/", 1)[-1] for uri in found}
+    text = [line for uri, (_, lines) in found.items() for line in (f"part {names[uri]}:", *lines, "")]
+    payload = {"run": given, "parts": {names[uri]: one for uri, (one, _) in found.items()}, "summary": together}
+    return Outcome(payload, "\n".join([*text, *summary_text(together), f"run: {given}"]))
+
+
+def _part(uri: str, source: FeatureSource, config: EvaluateJobConfig) -> tuple[dict[str, Any], list[str]]:
+    """What is known of one run after its evaluation: payload, and lines."""
+    networks = network_uris(uri)
+    with progress_bar("evaluate", len(networks), "network", True) as bar:
+        results = evaluate_run(uri, source, resamples=config.resamples, progress=bar.update)
+    cost = run_cost(uri, next(iter(results.values()))["networks"])
+    payload: dict[str, Any] = {"datasets": results, "cost": cost, "latency": None}
+    lines = [summary(result) for result in results.values()]
+    found = next(iter(results.values()))["found"]
+    if config.latency and found is not None:
+        payload["latency"] = write_latency(uri, found, read_network(networks[found]))
+        lines.append(latency_line(payload["latency"]))
+    lines.append(cost_line(cost))
+    if config.damaged.robustness:
+        payload["robustness"] = measured(uri, source, config.damaged, config.resamples)
+        lines += [robustness_text(result) for result in payload["robustness"].values()]
+    return payload, lines
+
+
+def _one_network(config: EvaluateJobConfig) -> Outcome:
+    if config.damaged.robustness:
+        raise InputError(
+            "--robustness is for a run, whose found network it measures; give a RUN in place of --network."
         )
-    if shuffled is not None:
-        where = "at chance" if shuffled["at_chance"] else "NOT at chance"
+    if config.features is None or config.manifest is None:
+        raise InputError("--network needs --features and --manifest: the clips that it is to be used on.")
+    stored = read_network(storage.absolute(str(config.network)))
+    source = open_features(config.features, config.manifest)
+    results = evaluate_network(stored, source, config.split, resamples=config.resamples)
+    payload = {"network": stored.uri, "threshold": stored.facts["metrics"]["threshold"], "datasets": results}
+    lines = [f"network: {stored.uri}, {stored.facts['parameters']:,} parameters"]
+    for result in results.values():
         lines.append(
-            f"shuffled labels: mean AUC {shuffled['mean']:.3f}, standard error {shuffled['standard_error']:.3f} "
-            f"({shuffled['count']} searches): {where}"
+            f"{result['dataset']}: {result['clips']} clips of {config.split}, {result['fake']} of them fake, of "
+            f"{result['subjects']} subjects"
         )
-    return "\n".join(lines)
-
-
-def _interval(value: dict[str, float]) -> str:
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+        lines += measured_lines(result["network"])
+    if config.out is not None:
+        storage.write(storage.absolute(config.out), json.dumps(payload, indent=1, allow_nan=False).encode())
+        lines.append(f"metrics: {config.out}")
+    return Outcome(payload, "\n".join(lines))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

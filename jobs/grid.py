@@ -5,24 +5,29 @@ itself, --preset to --max-parameters, may be given several values, too (--dropou
 lists and switches by repeating the option), and is an axis of the grid then. Points are packed: one pack is one
 population in one program. A run that was stopped, or killed, goes on with --resume and ends with the same genotypes.
 With --resume it may be given more values of its axes, named behind those that it has: the new points are added.
+With --protocol the clips are split anew; of cross, method and folds every part is a whole grid, under RUN/parts.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.dry_run import dry_run
+import pandas as pd
+
 from cluster.features import open_features
-from cluster.grid import GridResult, run_grids
+from cluster.gathering import GridResult
 from cluster.limits import RunLimits
+from cluster.protocol_runs import joined, open_protocol
+from cluster.protocol_splits import ProtocolConfig
 from cluster.session import connect
-from cluster.settings import GridConfig
+from cluster.settings import CANDIDATES, GridConfig, SearchSettings
 from jobs.cli import COMPLETE, FAILED, PARTLY, STOPPED, Outcome, SessionOptions, group, option, run_command
-from jobs.tables import grid_tables, warnings
+from jobs.tables import grid_tables, indented, warnings
+from stgs.config import SearchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +39,9 @@ class GridJobConfig:
     out: str = option(help="directory of the run, local or s3://; its last part is the run's name")
     dry_run: bool = option(False, help="print packs, their places, memory and the time to expect, and search nothing")
     resume: bool = option(False, help="continue a run that stands")
+    protocol: ProtocolConfig = group(ProtocolConfig)
     limits: RunLimits = group(RunLimits)
-    grid: GridConfig = group(GridConfig)
+    grid: GridConfig = group(GridConfig, settings=SearchSettings(search=SearchConfig(candidates=CANDIDATES)))
     session: SessionOptions = group(SessionOptions)
 
 
@@ -43,13 +49,16 @@ def run(config: GridJobConfig) -> Outcome:
     """Search every point of the grid."""
     start, started = time.monotonic(), time.time()
     source = open_features(config.features, config.manifest)
+    searched = open_protocol(config.out, config.protocol, source)
     with connect(**config.session.connect_arguments(None if config.dry_run else config.out)):
         if config.dry_run:
-            expected = dry_run(config.grid, source)
+            expected = searched.dry_run(config.grid)
             return Outcome(expected.payload, expected.text)
-        grids = {config.out: config.grid}
-        result = run_grids(grids, source, resume=config.resume, limits=config.limits, started=started)[config.out]
-    return outcome(config.out, result, time.monotonic() - start)
+        results = searched.search_grids(config.grid, resume=config.resume, limits=config.limits, started=started)
+    seconds = time.monotonic() - start
+    if searched.parts:
+        return parts_outcome(config.out, results, seconds)
+    return outcome(config.out, results[""], seconds)
 
 
 def outcome(out: str, result: GridResult, seconds: float) -> Outcome:
@@ -72,6 +81,44 @@ def outcome(out: str, result: GridResult, seconds: float) -> Outcome:
     lines += warnings(result.rows)
     lines += [*_failures(result), f"run: {out}"]
     return Outcome(payload, "\n".join(lines), code)
+
+
+def parts_outcome(out: str, results: Mapping[str, GridResult], seconds: float) -> Outcome:
+    """What the searches of a protocol print that have ended: the best point on dev of each part."""
+    whole = joined(out, results)
+    payload: dict[str, Any] = {
+        "out": out,
+        "parts": {part: {"points": result.rows, "failed": result.failed} for part, result in results.items()},
+        "seconds": round(seconds, 1),
+    }
+    lines = [
+        f"{len(whole.rows)} points searched in {len(results)} parts, {len(whole.failed)} failed, in {seconds:.1f} s"
+    ]
+    code = PARTLY if whole.failed else COMPLETE
+    if whole.stop is not None:
+        payload |= {"stopped": whole.stop.reason, "unfinished": whole.unfinished}
+        lines.insert(0, whole.stopped())
+        code = STOPPED
+    elif not whole.rows:
+        code = FAILED
+    if whole.rows:
+        lines += ["best on dev of each part, AUC of the supernet:", indented(_best_of_parts(results))]
+    lines += [*warnings(whole.rows), *_failures(whole), f"run: {out}"]
+    return Outcome(payload, "\n".join(lines), code)
+
+
+def _best_of_parts(results: Mapping[str, GridResult]) -> str:
+    """A line for each part."""
+    told = []
+    for part, result in results.items():
+        done = f"{len(result.rows)}/{len(result.rows) + len(result.failed) + result.unfinished}"
+        best = max(result.rows, key=lambda row: row["dev_auc"], default=None)
+        if best is None:
+            told.append((part, "-", "-", done, "none yet"))
+        else:
+            told.append((part, f"{best['dev_auc']:.3f}", f"{best['parameters']:,}", done, best["id"]))
+    table = pd.DataFrame(told, columns=["part", "AUC", "parameters", "done", "point"])
+    return table.to_string(index=False)
 
 
 def _failures(result: GridResult) -> list[str]:

@@ -7,33 +7,78 @@ the same page, byte for byte.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.protocol_summary import summary as summary_of_parts
+from cluster.runs import part_uris
 from data_prep import storage
+from data_prep.storage import InputError
 from jobs.cli import Outcome, option, run_command
 from jobs.report_audit import shortcuts_section
+from jobs.report_controls import controls_section, rank_correlation_table, rank_pairs_table
+from jobs.report_cost import cost_section, cost_table, latency_table
 from jobs.report_curves import curves_section
 from jobs.report_facts import RunFacts, read_run
 from jobs.report_genotypes import genotypes_section
 from jobs.report_html import page, tag
+from jobs.report_paper import paper_section, table_2, table_3
+from jobs.report_pareto import pareto_section, pareto_table
 from jobs.report_probabilities import probabilities_section
-from jobs.report_results import controls_section, grid_section, roc_section
+from jobs.report_protocol import ProtocolFacts, protocol_page, protocol_tables
+from jobs.report_results import grid_section
+from jobs.report_robustness import missing_table, robustness_section, robustness_table
+from jobs.report_roc import roc_section
+from jobs.report_rows import (
+    by_category_table,
+    by_method_table,
+    comparisons_table,
+    controls_table,
+    grid_table,
+    networks_table,
+)
+from jobs.report_scores import scores_section
 from jobs.report_settings import settings_section
-from jobs.report_summary import summary
+from jobs.report_summary import chance_warning, summary
+from jobs.report_tables import DataTable, write_tables
+from jobs.report_wrong import wrong_section, wrong_table
 
 _SECTIONS = {
     "Summary": summary,
+    "Beside the paper": paper_section,
     "The grid": grid_section,
+    "Size": pareto_section,
+    "Kinds of fakes": scores_section,
     "ROC curves": roc_section,
+    "Controls": controls_section,
+    "Robustness": robustness_section,
+    "Most wrong clips": wrong_section,
+    "Genotypes": genotypes_section,
     "How the search went": curves_section,
     "Probabilities": probabilities_section,
-    "Genotypes": genotypes_section,
-    "Controls": controls_section,
     "Shortcuts": shortcuts_section,
+    "Latency and cost": cost_section,
     "Settings": settings_section,
 }
+_TABLES: tuple[Callable[[RunFacts], DataTable], ...] = (
+    networks_table,
+    grid_table,
+    controls_table,
+    comparisons_table,
+    by_category_table,
+    by_method_table,
+    pareto_table,
+    rank_correlation_table,
+    rank_pairs_table,
+    robustness_table,
+    missing_table,
+    latency_table,
+    cost_table,
+    wrong_table,
+    table_2,
+    table_3,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +86,49 @@ class ReportJobConfig:
     """Options of `stgs report`."""
 
     run: str = option(help="directory of a run", positional=True, metavar="RUN")
+    corpus: str | None = option(
+        None, help="corpus of the run's clips, for pictures of the most wrong ones (default: where the run read one)"
+    )
 
 
 def run(config: ReportJobConfig) -> Outcome:
-    """Write the report of a run to RUN/report/report.html."""
-    facts = read_run(config.run)
-    data = report_page(facts).encode()
-    uri = storage.join(facts.uri, "report", "report.html")
-    storage.write(uri, data)
-    payload: dict[str, Any] = {
+    """Write the report of a run to RUN/report/report.html, and its tables beside it."""
+    uri = storage.absolute(config.run)
+    parts = part_uris(uri)
+    if parts:
+        return _report_parts(config, uri, parts)
+    facts = read_run(uri, config.corpus)
+    payload = _write(uri, report_page(facts), [make(facts) for make in _TABLES])
+    payload |= {
         "run": config.run,
-        "report": uri,
-        "bytes": len(data),
         "points": len(facts.main.rows),
         "missing": facts.main.missing,
-        "datasets": [reading.dataset for reading in facts.readings if reading.dataset is not None],
+        "datasets": [reading.dataset for reading in facts.tested],
     }
-    return Outcome(payload, f"{_state(facts)}\nreport: {uri} ({len(data) / 1000:,.0f} kB)")
+    return Outcome(payload, f"{_state(facts)}\n{_written(payload)}")
+
+
+def _report_parts(config: ReportJobConfig, uri: str, parts: Mapping[str, str]) -> Outcome:
+    """The report of a run that a protocol split: one page over its parts."""
+    if config.corpus is not None:
+        raise InputError(f"--corpus is for the report of one part, such as {next(iter(parts.values()))}.")
+    facts = ProtocolFacts(uri, summary_of_parts(uri), {name: read_run(part) for name, part in parts.items()})
+    payload = _write(uri, protocol_page(facts), protocol_tables(facts))
+    payload |= {"run": config.run, "parts": list(parts)}
+    return Outcome(payload, f"{len(parts)} parts\n{_written(payload)}\neach part's own: stgs report {uri}/parts/PART")
+
+
+def _write(run_uri: str, content: str, tables: Sequence[DataTable]) -> dict[str, Any]:
+    data = content.encode()
+    uri = storage.join(run_uri, "report", "report.html")
+    storage.write(uri, data)
+    written = write_tables(storage.join(run_uri, "report", "tables"), tables)
+    return {"report": uri, "bytes": len(data), "tables": written}
+
+
+def _written(payload: Mapping[str, Any]) -> str:
+    size = f"{payload['bytes'] / 1000:,.0f} kB"
+    return f"report: {payload['report']} ({size}), {len(payload['tables'])} files of tables beside it"
 
 
 def report_page(facts: RunFacts) -> str:
@@ -65,7 +136,7 @@ def report_page(facts: RunFacts) -> str:
     built = [make(facts) for make in _SECTIONS.values()]
     links = [tag("a", name, href=f"#{make.__name__.removesuffix('_section')}") for name, make in _SECTIONS.items()]
     head = tag("header", tag("h1", f"Search of fusion networks: {facts.name}"), tag("nav", links))
-    return page(f"{facts.name}: report", head, built)
+    return page(f"{facts.name}: report", chance_warning(facts), head, built)
 
 
 def _state(facts: RunFacts) -> str:

@@ -7,7 +7,7 @@ that one picture serves light, dark and print.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,13 +22,16 @@ _LETTER, _LINE_HEIGHT = 6.8, 12.5
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A scale from `low` to `high`, low < high. log: both above 0, ticks at powers of ten. whole: ticks at integers."""
+    """A scale from `low` to `high`, low < high. whole: ticks at integers. log: both above 0, ticks at powers of ten, or
+    with `whole` at 1, 2 and 5 times these. named: ticks that are given, with their names.
+    """
 
     label: str
     low: float
     high: float
     log: bool = False
     whole: bool = False
+    named: tuple[tuple[float, str], ...] = ()
 
     def place(self, value: float) -> float:
         """Where a value lies: 0 at `low`, 1 at `high`."""
@@ -38,6 +41,11 @@ class Axis:
 
     def ticks(self) -> list[tuple[float, str]]:
         """Round values on the axis and their labels."""
+        if self.named:
+            return list(self.named)
+        if self.log and self.whole:
+            values = [factor * 10**power for power in range(13) for factor in (1, 2, 5)]
+            return [(float(value), f"{value:,}") for value in values if self.low <= value <= self.high]
         if self.log:
             powers = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
             keep = max(1, math.ceil(len(powers) / 5))
@@ -81,7 +89,9 @@ class Series:
     """A line. x, y: its points; where y is not finite (or not above 0 on a log axis) the line is broken.
 
     style: index of its colour and dashes. hint: what the pointer shows over it. weight: `thick` for what matters most,
-    `faint` for what stands behind. name: written at the line's end, if there is one.
+    `faint` for what stands behind. name: written at the line's end, if there is one. dots: a hint for each point, which
+    is then drawn as a dot. line: whether the points are joined. bounds: low and high of each point's interval, drawn as
+    a bar; not where one of them is not finite.
     """
 
     x: Sequence[float]
@@ -90,6 +100,9 @@ class Series:
     hint: str
     weight: Weight = ""
     name: str = ""
+    dots: Sequence[str] = ()
+    line: bool = True
+    bounds: Sequence[tuple[float, float]] = ()
 
 
 def line_chart(
@@ -119,13 +132,43 @@ def line_chart(
         class_ = f"series s{line.style % STYLES} {line.weight}".rstrip()
         usable = [math.isfinite(value) and (value > 0 or not y.log) for value in line.y]
         points = [at(*pair) if good else None for *pair, good in zip(line.x, line.y, usable, strict=True)]
-        parts.append(tag("path", tag("title", line.hint), d=_path(points), class_=class_))
+        if line.line:
+            parts.append(tag("path", tag("title", line.hint), d=_path(points), class_=class_))
+        bars = [(at(px, low), at(px, high)) for px, (low, high) in zip(line.x, line.bounds, strict=False)]
+        parts.append(_dots(points, bars, line))
     if longest:
         ends = [(line, [height for height in line.y if math.isfinite(height)]) for line in series if line.name]
         heights = [(at(x.high, values[-1])[1], line) for line, values in ends if values]
         parts += _end_names(heights, right + 5, top, bottom)
-    label = f"{title or y.label} over {x.label}: " + "; ".join(line.hint for line in series)
+    hints = [hint for line in series for hint in ([line.hint] if line.hint else line.dots)]
+    label = f"{title or y.label} over {x.label}: " + "; ".join(hints)
     return tag("svg", parts, viewBox=f"0 0 {width} {height}", role="img", aria_label=label)
+
+
+def _dots(
+    points: Sequence[tuple[float, float] | None],
+    ends: Sequence[tuple[tuple[float, float], tuple[float, float]]],
+    line: Series,
+) -> Html | None:
+    """The points of a line with their hints, in front of the bars of their intervals."""
+    if not line.dots:
+        return None
+    bars = [f"M{_short(x)} {_short(low)}V{_short(high)}" for (x, low), (_, high) in ends if math.isfinite(low + high)]
+    style = f"s{line.style % STYLES}"
+    parts = [tag("path", d="".join(bars), class_=f"series {style}", style="stroke-dasharray:none")] if bars else []
+    radius = 5 if line.weight == "thick" else 3
+    for place, hint in zip(points, line.dots, strict=True):
+        if place is not None:
+            dot = tag("circle", tag("title", hint), cx=_short(place[0]), cy=_short(place[1]), r=radius)
+            parts.append(tag("g", dot, class_=f"{style} dot", style=_dot_look(line.style)))
+    return tag("g", parts)
+
+
+def _dot_look(style: int) -> str:
+    """Discs, and rings where the colours begin again."""
+    if style < STYLES:
+        return "stroke:none;fill-opacity:.75"
+    return "fill:none;stroke:currentColor;stroke-width:1.6;stroke-dasharray:none"
 
 
 def _end_names(heights: Sequence[tuple[float, Series]], left: float, top: float, bottom: float) -> list[Html]:
@@ -194,17 +237,23 @@ def _short(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def legend(names: Mapping[str, int], *, rows: bool = False, note: str | None = None) -> Html:
-    """Name -> style of series, with a piece of each line. rows: one below the other. note: a last entry without one."""
+def legend(
+    names: Mapping[str, int], *, rows: bool = False, note: str | None = None, dots: Collection[str] = ()
+) -> Html:
+    """Name -> style of series, with a piece of each line. rows: one below the other. note: a last entry without one.
+    dots: names of those that are dots, not lines.
+    """
+
+    def piece(name: str, style: int) -> Html:
+        class_ = f"s{style % STYLES}"
+        if name in dots:
+            return tag("g", tag("circle", cx=17, cy=5, r=4), class_=class_, style=_dot_look(style))
+        return tag("line", x1=0, y1=5, x2=34, y2=5, stroke_width=3, class_=class_)
+
     items = [
         tag(
             "li",
-            tag(
-                "svg",
-                tag("line", x1=0, y1=5, x2=34, y2=5, stroke_width=3, class_=f"s{style % STYLES}"),
-                viewBox="0 0 34 10",
-                aria_hidden="true",
-            ),
+            tag("svg", piece(name, style), viewBox="0 0 34 10", aria_hidden="true"),
             name,
         )
         for name, style in names.items()
@@ -214,22 +263,31 @@ def legend(names: Mapping[str, int], *, rows: bool = False, note: str | None = N
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DotRow:
-    """A line of a dot chart. values: its dots with hints. chosen: value, low and high of one that is drawn large."""
+    """A line of a dot chart. values: its dots with hints. chosen: value, low and high of one that is drawn large, and
+    hint: what the pointer shows over it.
+    """
 
     name: str
     values: Sequence[tuple[float, str]]
     chosen: tuple[float, float, float] | None
     style: int
+    hint: str = ""
 
 
 def dot_chart(
-    rows: Sequence[DotRow], x: Axis, *, width: int = 760, row_height: int = 40, mark: float | None = None
+    rows: Sequence[DotRow],
+    x: Axis,
+    *,
+    width: int = 760,
+    row_height: int = 40,
+    left: int = 150,
+    mark: float | None = None,
 ) -> Html:
     """Dots over one axis, a row for each group; the chosen one as a diamond with its interval.
 
-    mark: a value of the axis at which a line stands, such as chance.
+    left: room for the names of the rows. mark: a value of the axis at which a line stands, such as chance.
     """
-    left, right, top = 150, width - _RIGHT, 8
+    right, top = width - _RIGHT, 8
     bottom = top + row_height * len(rows)
     parts: list[object] = []
     for value, text in x.ticks():
@@ -255,9 +313,9 @@ def dot_chart(
             )
             bar = f"M{low:.1f} {middle - 5}v10m0-5H{high:.1f}m0-5v10"
             parts.append(tag("path", d=bar, class_="axis", style="stroke:var(--ink);stroke-width:1.6"))
-            parts.append(
-                tag("path", d=diamond, class_=f"s{row.style}", style="stroke:var(--paper);stroke-dasharray:none")
-            )
+            look = "stroke:var(--paper);stroke-dasharray:none"
+            shown = tag("title", row.hint) if row.hint else None
+            parts.append(tag("path", shown, d=diamond, class_=f"s{row.style}", style=look))
     label = f"{x.label}: " + ", ".join(row.name for row in rows)
     return tag("svg", parts, viewBox=f"0 0 {width} {bottom + 40}", role="img", aria_label=label)
 

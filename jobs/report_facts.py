@@ -8,19 +8,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.attempts import point_uri, read_result
 from cluster.audits import read_audit
-from cluster.controls import AUDIO, GRID, SHUFFLED, VISUAL, arm_uri
-from cluster.evaluation import choose, network_uris
+from cluster.controls import AUDIO, CONTROLS, GRID, RANDOM, VISUAL, arm_uri
+from cluster.evaluation import MIXED, choose, network_uris
+from cluster.evaluation_metrics import VERSION
 from cluster.found_loop import network_facts
-from cluster.grid import read_grid
-from cluster.runs import CONFIG_NAME, read_config, read_hints
+from cluster.gathering import read_grid
+from cluster.genotype_runs import is_genotype_run
+from cluster.protocol_splits import PROTOCOL_KEY, SPLIT_KEY
+from cluster.rank_correlation import rank_correlation
+from cluster.runs import CONFIG_NAME, find_config, read_config, read_hints
 from cluster.settings import GridConfig, config_from_dict
 from data_prep import boxes, storage
 from data_prep.storage import InputError
+from jobs.report_wrong_pictures import wrong_pictures
 
 Row = dict[str, Any]
 
@@ -58,8 +63,9 @@ class Arm:
 class Reading:
     """What is known of the trained networks: from one reading of a data set's test clips, or (dataset None) before it.
 
-    networks: name (`arm/id`) -> facts: arm, auc (value, low, high; absent before the evaluation), dev_auc, parameters,
-    genotype, ... (`cluster.evaluation`). found, best_single_sense: names, chosen on dev.
+    networks: name (`arm/id`) -> facts: arm, auc (an estimate; absent before the evaluation), dev_auc, parameters,
+    genotype, ... (`cluster.evaluation`). found, best_single_sense: names, chosen on dev. content: of metrics.json.
+    robustness: of robustness.json, None where nothing was damaged.
     """
 
     dataset: str | None
@@ -67,6 +73,7 @@ class Reading:
     found: str
     best_single_sense: str | None
     content: dict[str, Any]
+    robustness: dict[str, Any] | None = None
 
     def of_arm(self, arm: str) -> list[Row]:
         """Facts of an arm's networks."""
@@ -74,9 +81,10 @@ class Reading:
 
     def best_of(self, *arms: str) -> str | None:
         """The network of these arms with the best AUC on dev; where the evaluation has chosen one, it is that."""
-        for name in (self.found, self.best_single_sense):
+        compared = [row["network"] for row in self.content.get("comparisons", {}).values()]
+        for name in (self.found, self.best_single_sense, *compared):
             if name is not None and {self.networks[name]["arm"]} == set(arms):
-                return name
+                return str(name)
         return _chosen(self.networks, arms)
 
     def point_network(self, point_id: str) -> Row | None:
@@ -91,7 +99,11 @@ class RunFacts:
     arms: the grid and those controls that are searches. readings: one a data set; empty before training. training:
     settings of the networks' training, None before it. curves: point id -> rows of its epochs; a point whose file is
     gone is left out. provenance: how the features were made, as far as files say. audit: of the clips, and the leaks
-    of their splits (`cluster.audits.keep_audit`); empty for runs of earlier versions.
+    of their splits (`cluster.audits.keep_audit`); empty for runs of earlier versions. latency: of latency.json, None
+    where nothing was timed. rank_correlation: of supernets and the networks trained alone (`cluster.rank_correlation`),
+    None where too few genotypes have both. pictures: of the most wrong clips (`jobs.report_wrong`): clip_id -> JPEGs of
+    its frames and of its spectrogram; no_pictures: why there are none. protocol: settings of the protocol that split
+    the clips anew; whole: the run that a command names: this one, or that whose part it is.
     """
 
     uri: str
@@ -103,6 +115,12 @@ class RunFacts:
     provenance: dict[str, Any]
     curves: dict[str, list[Row]]
     audit: dict[str, Any]
+    latency: dict[str, Any] | None = None
+    rank_correlation: dict[str, Any] | None = None
+    pictures: Mapping[str, tuple[bytes, bytes]] = field(default_factory=dict)
+    no_pictures: str | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    whole: str = ""
 
     @property
     def name(self) -> str:
@@ -115,9 +133,19 @@ class RunFacts:
         return self.arms[GRID]
 
     @property
+    def searched(self) -> bool:
+        """Whether the run is a search's; the genotypes of another one were given."""
+        return not is_genotype_run(self.main.config)
+
+    @property
     def evaluated(self) -> bool:
         """Whether test has been read."""
         return any(reading.dataset is not None for reading in self.readings)
+
+    @property
+    def tested(self) -> list[Reading]:
+        """The readings of test clips."""
+        return [reading for reading in self.readings if reading.dataset is not None]
 
     def training_seconds(self) -> dict[str, float]:
         """Arm -> device seconds of training its networks.
@@ -127,25 +155,34 @@ class RunFacts:
         """
         seconds: dict[str, float] = {}
         seen = set()
-        for network in self.readings[0].networks.values() if self.readings else ():
-            point = network["point"] or {"seed": self.main.grid.seeds[0], "shuffle_seed": None}
-            key = (json.dumps(network["genotype"], sort_keys=True), point["seed"], point["shuffle_seed"])
+        for name, network in self.readings[0].networks.items() if self.readings else ():
+            # A network without a point is told apart by its name; a genotype drawn by chance has the grid's first seed.
+            by_chance = {"seed": self.main.grid.seeds[0], "shuffle_seed": None}
+            point = network["point"] or (
+                by_chance if network["arm"] == RANDOM else {"seed": name, "shuffle_seed": None}
+            )
+            which = (network.get("kind"), point["seed"], point["shuffle_seed"], network.get("repeat", 0))
+            key = (json.dumps(network["genotype"], sort_keys=True), *which)
             if key not in seen:
                 seconds[network["arm"]] = seconds.get(network["arm"], 0.0) + network["seconds"]
             seen.add(key)
         return seconds
 
 
-def read_run(uri: str) -> RunFacts:
-    """Read a run. Raises InputError where `uri` is no run, or where one of its files is damaged."""
+def read_run(uri: str, corpus: str | None = None) -> RunFacts:
+    """Read a run. corpus: where the clips' pictures are taken from (default: where the run's files say that it lies).
+
+    Raises InputError where `uri` is no run, where one of its files is damaged, or where a corpus is named that is none.
+    """
     uri = storage.absolute(uri)
     arms = {GRID: _arm(uri)}
-    for name in (VISUAL, AUDIO, SHUFFLED):
+    for name in CONTROLS:
         part = arm_uri(uri, name)
         if storage.exists(storage.join(part, CONFIG_NAME)):
             arms[name] = _arm(part)
     readings, sample = _readings(uri)
     hints = read_hints(uri)
+    pictures, no_pictures = wrong_pictures(arms[GRID].config, hints, [reading.content for reading in readings], corpus)
     return RunFacts(
         uri=uri,
         hints=hints,
@@ -156,7 +193,22 @@ def read_run(uri: str) -> RunFacts:
         provenance=sample["provenance"] if sample else _provenance(hints),
         curves=_curves(uri, arms[GRID].rows),
         audit=read_audit(uri) or {},
+        latency=_json(storage.join(uri, "evaluation", "latency.json")),
+        rank_correlation=rank_correlation(uri) if arms[GRID].rows else None,
+        pictures=pictures,
+        no_pictures=no_pictures,
+        **_protocol(uri, arms[GRID].config),
     )
+
+
+def _protocol(uri: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol that split the clips of a run, and the run that has it: a part's is two folders above."""
+    whole = uri
+    if SPLIT_KEY in config and PROTOCOL_KEY not in config:
+        whole = uri.rstrip("/").rsplit("/", 2)[0]
+        config = find_config(whole) or {}
+    settings = config.get(PROTOCOL_KEY) or {}
+    return {"protocol": {name: value for name, value in settings.items() if name != "parts"}, "whole": whole}
 
 
 def _arm(uri: str) -> Arm:
@@ -166,7 +218,8 @@ def _arm(uri: str) -> Arm:
     # Runs of earlier versions lack some columns.
     rows = [{"options": "", "gradient_lost": "", "entropy_unmoved": "", **row} for row in rows]
     there = {row["id"] for row in rows}
-    missing = {point.id: _why_missing(uri, point.id) for point in grid.points() if point.id not in there}
+    points = [] if is_genotype_run(config) else grid.points()
+    missing = {point.id: _why_missing(uri, point.id) for point in points if point.id not in there}
     return Arm(config, grid, rows, missing)
 
 
@@ -199,8 +252,8 @@ def _readings(uri: str) -> tuple[list[Reading], dict[str, Any] | None]:
     root = storage.join(uri, "evaluation")
     names = [path for path in storage.list(root) if path.endswith("/metrics.json")]
     if names:
-        contents = [_json(storage.join(root, name)) or {} for name in names]
-        readings = [_reading(content) for content in contents]
+        readings = [_reading(uri, storage.join(root, name.rpartition("/")[0])) for name in names]
+        readings.sort(key=lambda reading: reading.dataset != MIXED)
         sample = files.get(readings[0].found)
         return readings, network_facts(storage.read(sample)) if sample else None
     if not files:
@@ -215,14 +268,28 @@ def _readings(uri: str) -> tuple[list[Reading], dict[str, Any] | None]:
 def _chosen(networks: Mapping[str, Row], arms: Sequence[str]) -> str | None:
     """What `cluster.evaluation.choose` picks of networks as metrics.json lists them."""
     facts = {
-        name: {"point": network["point"], "metrics": {"dev_auc": network["dev_auc"]}}
+        name: {
+            "point": network["point"],
+            "repeat": network.get("repeat", 0),
+            "metrics": {"dev_auc": network["dev_auc"]},
+        }
         for name, network in networks.items()
     }
     return choose(facts, arms)
 
 
-def _reading(content: dict[str, Any]) -> Reading:
-    return Reading(content["dataset"], content["networks"], content["found"], content["best_single_sense"], content)
+def _reading(uri: str, folder: str) -> Reading:
+    content = _json(storage.join(folder, "metrics.json")) or {}
+    version = content.get("version", 1)
+    if version != VERSION:
+        raise InputError(
+            f"{folder}/metrics.json has version {version}, but this program reads {VERSION}; run 'stgs "
+            "evaluate "
+            f"{uri}' again, which makes it anew from the scores that stand beside it."
+        )
+    robustness = _json(storage.join(folder, "robustness.json"))
+    found, single = content["found"], content["best_single_sense"]
+    return Reading(content["dataset"], content["networks"], found, single, content, robustness)
 
 
 def _provenance(hints: Mapping[str, Any]) -> dict[str, Any]:

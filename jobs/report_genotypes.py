@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cluster.controls import AUDIO, GRID, RANDOM, VISUAL
+from cluster.controls import AUDIO, GRID, RANDOM, SOFTMAX, UNIFORM, VISUAL
 from jobs.report_drawing import genotype_picture
 from jobs.report_facts import Reading, Row, RunFacts
-from jobs.report_html import Html, count, figure, fold, fraction, interval, plural, section, tag
-from jobs.report_summary import ARM_NAMES
+from jobs.report_html import Html, count, figure, fold, fraction, plural, section, tag
+from jobs.report_rows import ARM_NAMES
+from jobs.report_tables import estimate_words, value_of
 from stgs.genotype import genotype_from_json
 
 
@@ -26,6 +27,9 @@ class _Drawn:
 def genotypes_section(facts: RunFacts) -> Html:
     """The genotypes of the grid, best on dev first, then those of the controls."""
     rows = facts.main.rows
+    if not facts.searched:
+        given = [_control(facts, reading, GRID) for reading in facts.readings[:1]]
+        return section("genotypes", "Genotypes", _HOW_TO_READ, given or tag("p", "No network is trained yet."))
     drawn = _grouped((f"{GRID}/{row['id']}", row["genotype"], row["parameters"], row) for row in rows)
     drawn.sort(key=lambda item: -max(_dev_auc(facts, name) for name in item.points))
     parts: list[object] = [_HOW_TO_READ if rows else tag("p", "No point has a result, so there is none.")]
@@ -33,7 +37,7 @@ def genotypes_section(facts: RunFacts) -> Html:
         parts.append(tag("p", f"{len(rows)} points, {plural(len(drawn), 'different genotype')}, best on dev first."))
     parts.append(_drawings(facts, drawn))
     if facts.readings:
-        for arm in (VISUAL, AUDIO, RANDOM):
+        for arm in (VISUAL, AUDIO, SOFTMAX, UNIFORM, RANDOM):
             parts.append(_control(facts, facts.readings[0], arm))
     return section("genotypes", "Genotypes", parts)
 
@@ -71,10 +75,10 @@ def _control(facts: RunFacts, reading: Reading, arm: str) -> Html | None:
         for name, network in networks.items()
     )
     drawn.sort(key=lambda item: -max(_dev_auc(facts, name) for name in item.points))
-    title = (
-        f"Control, {ARM_NAMES[arm]}: {plural(len(drawn), 'different genotype')} of {plural(len(networks), 'network')}"
-    )
-    return fold(title, _drawings(facts, drawn))
+    title = f"{plural(len(drawn), 'different genotype')} of {plural(len(networks), 'network')}"
+    if arm == GRID:
+        return tag("div", tag("p", title), _drawings(facts, drawn))
+    return fold(f"Control, {ARM_NAMES[arm]}: {title}", _drawings(facts, drawn))
 
 
 def _origin(item: _Drawn, facts: RunFacts) -> str:
@@ -121,10 +125,10 @@ def _caption(facts: RunFacts, item: _Drawn, chosen: set[str | None]) -> Html:
         networks = [reading.networks[name] for name in item.points if name in reading.networks]
         if networks and reading is facts.readings[0]:
             scores.append(f"AUC on dev {_range([network['dev_auc'] for network in networks])}")
-        tested = [network["auc"] for network in networks if "auc" in network]
+        tested = [network["auc"] for network in networks if value_of(network.get("auc")) is not None]
         if tested:
             alike = len({auc["value"] for auc in tested}) == 1
-            words = interval(tested[0]) if alike else _range([auc["value"] for auc in tested])
+            words = estimate_words(tested[0]) if alike else _range([auc["value"] for auc in tested])
             scores.append(f"on test ({reading.dataset}) {words}")
     if not facts.readings:
         scores.append(f"supernet's AUC on dev {_range([_dev_auc(facts, name) for name in item.points])}")

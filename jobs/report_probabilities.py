@@ -10,7 +10,7 @@ from cluster.controls import GRID
 from jobs.report_charts import Axis, Cell, Series, Weight, fitted_axis, heat_map, line_chart
 from jobs.report_facts import Row, RunFacts
 from jobs.report_html import Html, figure, fold, fraction, section, tag
-from jobs.report_summary import point_words
+from jobs.report_rows import point_words
 
 _LEVELS = {
     "alpha": "alpha: P(Identity) of the inputs of cells",

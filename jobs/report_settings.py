@@ -1,4 +1,4 @@
-"""Section of the report on settings, versions, digests and cost, and the commands that make the run again."""
+"""Section of the report on settings, versions and digests, and the commands that make the run again."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.controls import CONTROLS, GRID, RANDOM, SHUFFLED
+from cluster.controls import CONTROLS, GRID, RANDOM, SHUFFLED, SOFTMAX, UNIFORM
 from cluster.finetune import backbone_uri
+from cluster.protocol_splits import PROTOCOL_KEY, SPLIT_KEY
+from data_prep.damages import DAMAGES
 from jobs.evaluate import EvaluateJobConfig
 from jobs.extract import ExtractJobConfig
 from jobs.grid import GridJobConfig
 from jobs.options import options_of
 from jobs.prepare import PrepareJobConfig
 from jobs.report_facts import RunFacts, leaves
-from jobs.report_html import Html, duration, facts_table, fold, section, table, tag, text_of
-from jobs.report_summary import ARM_NAMES
+from jobs.report_html import Html, facts_table, fold, section, tag, text_of
 from jobs.search import SearchJobConfig
 from jobs.train import TrainJobConfig
 from stgs.backbones import SENSES
 
 _COMMAND_COLUMNS = 110
+# What a run's config.yaml holds beside the settings of its search.
+_NO_SEARCH_SETTINGS = ("backbones", "finetune", PROTOCOL_KEY, SPLIT_KEY)
 _DIGESTS = ("features_digest", "manifest_digest", "split_digest")
 
 
@@ -28,12 +31,10 @@ def settings_section(facts: RunFacts) -> Html:
     """How the run was made, and how to make it again."""
     return section(
         "settings",
-        "Settings, cost and how to repeat it",
+        "Settings and how to repeat it",
         tag("h3", "Commands"),
         tag("p", _COMMANDS_NOTE, class_="soft"),
         tag("pre", tag("code", "\n".join(commands(facts)))),
-        tag("h3", "Cost"),
-        _cost(facts),
         tag("h3", "Digests"),
         facts_table(_digests(facts)),
         tag("h3", "Versions and hardware"),
@@ -58,32 +59,6 @@ def _texts(settings: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[s
 def _provenance(facts: RunFacts) -> dict[str, str]:
     named = ((part, settings) for part, settings in facts.provenance.items() if isinstance(settings, Mapping))
     return {f"{part}: {name}": text_of(value) for part, settings in named for name, value in leaves(settings)}
-
-
-def _cost(facts: RunFacts) -> Html:
-    training = facts.training_seconds()
-    rows = []
-    for name in (GRID, *CONTROLS):
-        arm = facts.arms.get(name)
-        if arm is None and name not in training:
-            continue
-        search = arm.device_seconds if arm else None
-        a_point = search / len(arm.rows) if arm and arm.rows and search is not None else None
-        rows.append(
-            [
-                ARM_NAMES[name],
-                len(arm.rows) if arm else "none",
-                duration(search),
-                duration(a_point),
-                duration(training.get(name)),
-            ]
-        )
-    head = ["arm", "searched points", "search, device time", "a point", "training its networks"]
-    note = (
-        "Device time of a point is its share of its pack's. Networks of equal genotype, seed and labels are trained "
-        "once and counted once, for the first arm that has them."
-    )
-    return tag("div", table(head, rows), tag("p", note, class_="soft"))
 
 
 def _digests(facts: RunFacts) -> dict[str, object]:
@@ -119,10 +94,45 @@ def commands(facts: RunFacts) -> list[str]:
         lines.append(_command("prepare", PrepareJobConfig, {"manifest": manifest, "out": out, **corpus}))
     if "visual" in backbones and not trained:
         lines.append(_command("extract", ExtractJobConfig, {"corpus": "CORPUS", "out": features, **backbones}))
-    where = {"features": features, "manifest": manifest, "out": facts.uri}
+    if facts.searched:
+        lines += _search_commands(facts)
+    if facts.readings or not facts.searched:
+        lines.append(_train_command(facts))
+    for reading in facts.readings:
+        if reading.dataset is not None:
+            resamples = reading.content["bootstrap"]["resamples"]
+            values = {"run": facts.whole, "resamples": resamples, **_where_features(facts)}
+            values["latency"] = facts.latency is not None
+            values |= _damaged(facts)
+            lines.append(_command("evaluate", EvaluateJobConfig, values))
+            break  # one command reads the test clips of every data set
+    return [*lines, shlex.join(["stgs", "report", facts.uri])]
+
+
+def _damaged(facts: RunFacts) -> dict[str, Any]:
+    """The options on damaged clips; none where nothing was damaged."""
+    measured = [(reading.content["clips"], reading.robustness) for reading in facts.tested if reading.robustness]
+    if not measured:
+        return {}
+    values: dict[str, Any] = {"robustness": True}
+    names = tuple(damage["name"] for damage in measured[0][1]["damages"])
+    if set(names) != set(DAMAGES):
+        values["robustness_damages"] = names
+    fewer = [content["clips"] for clips, content in measured if content["clips"] < clips]
+    # The option counts clips of a data set; all together are a reading of their own.
+    return values | ({"robustness_clips": min(fewer)} if fewer else {})
+
+
+def _search_commands(facts: RunFacts) -> list[str]:
+    """The search, and the features of backbones that it trained."""
+    features, manifest = (str(facts.hints[name]) for name in ("features", "manifest"))
+    trained, lines = "finetune" in facts.main.config, []
+    where = {"features": features, "manifest": manifest, "out": facts.whole}
+    config = {name: value for name, value in facts.main.config.items() if name not in _NO_SEARCH_SETTINGS}
     # Of an axis the settings hold the first value alone.
-    config = {name: value for name, value in facts.main.config.items() if name not in ("backbones", "finetune")}
-    settings = {**dict(leaves(config)), **config.get("axes", {})}
+    settings = {**dict(leaves(config)), **config.get("axes", {}), **facts.protocol}
+    # Runs that are older than the setting had none.
+    settings["candidates"] = facts.main.grid.settings.search.candidates
     if trained:
         settings |= {**_trained_backbones(facts), **facts.main.config["finetune"], **facts.hints, "finetune": True}
         # That of the backbones is their corpus's.
@@ -138,15 +148,7 @@ def commands(facts: RunFacts) -> list[str]:
         files = {f"{sense}_weights": backbone_uri(facts.uri, sense) for sense in SENSES}
         made = {**_trained_backbones(facts), **facts.hints, **files, "corpus": features, "out": "FEATURES"}
         lines.append(_command("extract", ExtractJobConfig, made))
-    if facts.readings:
-        lines.append(_train_command(facts))
-    for reading in facts.readings:
-        if reading.dataset is not None:
-            resamples = reading.content["bootstrap"]["resamples"]
-            values = {"run": facts.uri, "resamples": resamples, **_where_features(facts)}
-            lines.append(_command("evaluate", EvaluateJobConfig, values))
-            break  # one command reads the test clips of every data set
-    return [*lines, shlex.join(["stgs", "report", facts.uri])]
+    return lines
 
 
 def _trained_backbones(facts: RunFacts) -> dict[str, Any]:
@@ -160,22 +162,39 @@ def _where_features(facts: RunFacts) -> dict[str, str]:
 
 
 def _train_command(facts: RunFacts) -> str:
-    networks = [network["arm"] for network in facts.readings[0].networks.values()]
-    values: dict[str, Any] = {
-        "run": facts.uri,
-        **dict(leaves(facts.training or {}, "found_")),
-        **_where_features(facts),
-    }
-    values["controls"] = tuple(arm for arm in CONTROLS if arm in networks)
+    networks = list(facts.readings[0].networks.values()) if facts.readings else []
+    found = dict(leaves(facts.training or {}, "found_"))
+    released = TrainJobConfig.PRESETS["released"]
+    if all(found.get(name) == value for name, value in released.items()):
+        found = {"preset": "released", **{name: value for name, value in found.items() if name not in released}}
+    values: dict[str, Any] = {"run": facts.whole, **found, **_where_features(facts)}
+    values["repeats"] = 1 + max((network.get("repeat") or 0 for network in networks), default=0)
+    values |= _controls(facts, [network["arm"] for network in networks]) if facts.searched else _given(facts)
+    return _command("train", TrainJobConfig, values)
+
+
+def _controls(facts: RunFacts, networks: Sequence[str]) -> dict[str, Any]:
+    """The options on controls. networks: the arm of each."""
+    values: dict[str, Any] = {"controls": tuple(arm for arm in CONTROLS if arm in networks)}
     if RANDOM in networks:
         values["random_genotypes"] = networks.count(RANDOM)
     if SHUFFLED in facts.arms:
         values["shuffles"] = facts.arms[SHUFFLED].grid.shuffles
+    searches = [len(facts.arms[arm].grid.points()) for arm in (SOFTMAX, UNIFORM) if arm in facts.arms]
+    if searches and max(searches) < len(facts.main.grid.points()):
+        values["control_searches"] = max(searches)
     # Controls are searched with the threads of `stgs train`; those of the networks' training are the same.
     parts = [arm for name, arm in facts.arms.items() if name != GRID]
     if parts:
         values["threads"] = parts[0].grid.settings.threads
-    return _command("train", TrainJobConfig, values)
+    return values
+
+
+def _given(facts: RunFacts) -> dict[str, Any]:
+    """The options of a training without a search; where the files of the genotypes lie is not known."""
+    files = [f"{name}.json" for name in facts.main.config["genotypes"]]
+    where = {"out": facts.whole, **{name: str(facts.hints[name]) for name in ("features", "manifest")}}
+    return {"run": files[0], "genotypes": tuple(files[1:]), "seeds": facts.main.grid.seeds, **where, **facts.protocol}
 
 
 def _command(name: str, config_class: type, values: Mapping[str, Any]) -> str:
@@ -186,7 +205,7 @@ def _command(name: str, config_class: type, values: Mapping[str, Any]) -> str:
         value = values.get(item.name, item.default)
         value = tuple(value) if isinstance(value, list) else value
         if item.positional:
-            places.append(str(value))
+            places += map(str, value) if item.many else [str(value)]
         elif value == item.default or value is None or value == ():
             continue
         else:

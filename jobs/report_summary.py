@@ -5,46 +5,127 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.controls import AUDIO, GRID, RANDOM, SHUFFLED, VISUAL
-from data_prep.synthetic import DATASET
+from cluster.controls import AUDIO, CONTROLS, GRID, RANDOM, VISUAL
 from jobs.report_audit import shortcuts_note
+from jobs.report_caveats import caveats
 from jobs.report_facts import Reading, RunFacts
-from jobs.report_html import Html, bounds, count, duration, fraction, interval, join, plural, section, tag, text_of
-from jobs.tables import of_points
+from jobs.report_html import Html, bounds, count, duration, facts_table, fraction, join, plural, section, tag, text_of
+from jobs.report_rows import ARM_NAMES, against_zero, network_words, p_value_words, point_words
+from jobs.report_tables import bounds_of, estimate_words, value_of
+from stgs.genotype import genotype_from_dict
 
-# From this number of seeds on, design.md section 4 lets a heat map be called a result.
-ENOUGH_SEEDS = 3
-ARM_NAMES = {
-    GRID: "both senses",
-    VISUAL: "visual only",
-    AUDIO: "audio only",
-    RANDOM: "random genotypes",
-    SHUFFLED: "shuffled labels",
-}
+
+def chance_warning(facts: RunFacts) -> Html | None:
+    """The page's first line where shuffled labels are not at chance; None where they are, or were not tried."""
+    failed = [
+        reading
+        for reading in facts.tested
+        if reading.content.get("shuffled") is not None and not reading.content["shuffled"]["at_chance"]
+    ]
+    if not failed:
+        return None
+    told = "; ".join(
+        f"{reading.dataset}: mean test AUC {fraction(reading.content['shuffled']['mean'])}, standard error "
+        f"{fraction(reading.content['shuffled']['standard_error'])}"
+        for reading in failed
+    )
+    words = (
+        f"WARNING: with shuffled labels the scores are NOT at chance ({told}). Something but the labels tells the "
+        "clips apart, or test clips leak into training: believe no score on this page before this is explained."
+    )
+    return tag("p", tag("strong", words), class_="caveats", role="alert")
 
 
 def summary(facts: RunFacts) -> Html:
-    """Title, figures at a glance, the summary in words, and its caveats."""
+    """What was found, how good it is, how sure that is and what it cost; then the same in more words, and caveats."""
     readings = facts.readings
-    parts: list[object] = [tag("p", _searched(facts)), _state(facts), shortcuts_note(facts)]
-    words: list[object] = []
+    parts: list[object] = []
+    words: list[object] = [tag("p", searched_words(facts))]
     for reading in readings:
         if len(readings) > 1:
             parts.append(tag("h3", f"Data set {reading.dataset}"))
             words.append(tag("h3", f"Data set {reading.dataset}"))
-        parts.append(_tiles(facts, reading))
+        parts += [facts_table(_at_a_glance(facts, reading)), _tiles(facts, reading)]
         lines = (_found(facts, reading), _single(reading), _random(reading), _shuffled(reading))
         words += [tag("p", line) for line in lines if line]
     if not readings and facts.main.rows:
         words.append(tag("p", _best_supernet(facts)))
-    words.append(tag("p", _cost(facts)))
-    parts.append(tag("div", tag("div", words), _caveats(facts), class_="columns"))
+    if not readings:
+        words.append(tag("p", f"Cost: {_cost(facts)}"))
+    parts += [_state(facts), shortcuts_note(facts), tag("div", tag("div", words), caveats(facts), class_="columns")]
     return section("summary", "Summary", parts)
 
 
-def _searched(facts: RunFacts) -> str:
-    arm, settings = facts.main, facts.main.grid.settings
-    grid = arm.grid
+def _at_a_glance(facts: RunFacts, reading: Reading) -> dict[str, object]:
+    """The four answers that a reader looks for first."""
+    found = reading.networks[reading.found]
+    genotype = genotype_from_dict(found["genotype"], reading.found)
+    cells = "; ".join(
+        f"cell {number} joins {' and '.join(cell.inputs)}" for number, cell in enumerate(genotype.cells, start=1)
+    )
+    what = (
+        f"A fusion network of {count(found['parameters'])} parameters ({network_words(found, facts)}): {cells}. "
+        f"Chosen on dev out of {plural(len(reading.of_arm(GRID)), 'trained network')}."
+    )
+    return {
+        "What was found": what,
+        "How good it is": _how_good(reading),
+        "How sure that is": " ".join(filter(None, _how_sure(facts, reading))) or "Nothing says so yet.",
+        "What it cost": _cost(facts),
+    }
+
+
+def _how_good(reading: Reading) -> str:
+    found, content = reading.networks[reading.found], reading.content
+    if reading.dataset is None:
+        return f"AUC on dev {fraction(found['dev_auc'])}, on which it was chosen; the test clips are not read yet."
+    return (
+        f"AUC {estimate_words(found['auc'])} on {plural(content['clips'], 'test clip')} of "
+        f"{plural(content['subjects'], 'subject')} that no choice and no weight saw "
+        f"({reading.dataset}); accuracy {estimate_words(found['accuracy_dev_threshold'])} at the threshold of dev."
+    )
+
+
+def _how_sure(facts: RunFacts, reading: Reading) -> list[str | None]:
+    content, difference = reading.content, reading.content.get("difference")
+    sure: list[str | None] = []
+    if reading.dataset is not None and bounds_of(reading.networks[reading.found]["auc"]):
+        sure.append("The bounds are a 95 % bootstrap interval over subjects.")
+    if (where := against_zero(difference)) is not None:
+        sure.append(f"The difference to the best single sense, {difference_words(difference)}, {where}.")
+    elif difference is not None:
+        sure.append(f"The difference to the best single sense is {estimate_words(difference)}.")
+    shuffled = content.get("shuffled")
+    if shuffled is not None:
+        sure.append("Shuffled labels end at chance." if shuffled["at_chance"] else "Shuffled labels are NOT at chance.")
+    elif reading.dataset is not None:
+        sure.append("Shuffled labels were not tried, so that nothing rules out a leak.")
+    seeds = len(facts.main.grid.seeds)
+    if facts.searched:
+        sure.append(f"{plural(seeds, 'seed')} of the search: {'one draw' if seeds == 1 else f'{seeds} draws'}.")
+    return sure
+
+
+def difference_words(difference: Mapping[str, Any] | None) -> str:
+    """A paired difference for a sentence: +0.021 [0.003, 0.040], p 0.021."""
+    if value_of(difference) is None:
+        return estimate_words(difference)
+    assert difference is not None
+    words = f"{difference['value']:+.3f}"
+    if bounds_of(difference):
+        words += f" {bounds(difference)}"
+    return words if difference.get("p_value") is None else f"{words} (p {p_value_words(difference['p_value'])})"
+
+
+def searched_words(facts: RunFacts) -> str:
+    """What was searched, in a sentence."""
+    grid, settings = facts.main.grid, facts.main.grid.settings
+    if not facts.searched:
+        names = facts.main.config["genotypes"]
+        return (
+            f"Nothing was searched: {plural(len(names), 'genotype')} ({', '.join(names)}) were given, and trained with "
+            f"{'seed' if len(grid.seeds) == 1 else 'seeds'} {text_of(grid.seeds)}."
+        )
     points = len(grid.points())
     if points == 1:
         what = (
@@ -90,7 +171,7 @@ def _state(facts: RunFacts) -> Html | None:
             "The test clips have not been read yet (no evaluation), so this page has no test score: it shows the "
             "search and what training saw of dev. Next: 'stgs evaluate'."
         )
-    if facts.readings and (absent := [ARM_NAMES[arm] for arm in _absent_arms(facts)]):
+    if facts.readings and facts.searched and (absent := [ARM_NAMES[arm] for arm in _absent_arms(facts)]):
         lines.append(f"Controls that are missing: {', '.join(absent)}. The scores stand without them.")
     return (
         tag("div", tag("h3", "What this run lacks"), tag("ul", [tag("li", line) for line in lines]), class_="caveats")
@@ -101,7 +182,7 @@ def _state(facts: RunFacts) -> Html | None:
 
 def _absent_arms(facts: RunFacts) -> list[str]:
     have = {network["arm"] for reading in facts.readings for network in reading.networks.values()}
-    return [arm for arm in (VISUAL, AUDIO, RANDOM, SHUFFLED) if arm not in have]
+    return [arm for arm in CONTROLS if arm not in have]
 
 
 def _tiles(facts: RunFacts, reading: Reading) -> Html:
@@ -111,45 +192,29 @@ def _tiles(facts: RunFacts, reading: Reading) -> Html:
         tiles.append(_tile(fraction(found["dev_auc"]), "AUC on dev of the found network; test is not read yet"))
     else:
         value = found["auc"]
-        tiles.append(
-            _tile(fraction(value["value"]), f"AUC on test of the found network, 95 % interval {bounds(value)}")
-        )
+        sure = f"95 % interval {bounds(value)}" if bounds_of(value) else value.get("sentence") or "no interval"
+        tiles.append(_tile(fraction(value["value"]), f"AUC on test of the found network, {sure}"))
     difference = reading.content.get("difference")
-    if difference is not None:
-        above = difference["low"] > 0
-        note = f"AUC above the best single sense, {bounds(difference)}: {_against_zero(difference)}"
-        tiles.append(_tile(f"{difference['value']:+.3f}", note, above))
+    if value_of(difference) is not None:
+        where = against_zero(difference)
+        assert difference is not None
+        note = f"AUC above the best single sense, {bounds(difference)}: {where}" if where else difference["sentence"]
+        tiles.append(_tile(f"{difference['value']:+.3f}", note, where == "lies above 0"))
     shuffled = reading.content.get("shuffled")
     if shuffled is not None:
         chance = bool(shuffled["at_chance"])
         words = "shuffled labels: at chance" if chance else "shuffled labels: NOT at chance"
         tiles.append(_tile(fraction(shuffled["mean"]), f"mean test AUC, {words}", chance))
     tiles.append(_tile(count(found["parameters"]), "parameters of the found network, without its classifier"))
-    tiles.append(
-        _tile(duration(facts.main.device_seconds), f"device time of the search of {len(facts.main.rows)} points")
-    )
+    if facts.searched:
+        searched = plural(len(facts.main.rows), "point")
+        tiles.append(_tile(duration(facts.main.device_seconds), f"device time of the search of {searched}"))
     return tag("div", tiles, class_="tiles")
 
 
 def _tile(value: str, note: str, good: bool | None = None) -> Html:
     class_ = "tile" if good is None else "tile good" if good else "tile bad"
     return tag("div", tag("b", value), tag("small", note), class_=class_)
-
-
-def _against_zero(difference: dict[str, float]) -> str:
-    if difference["low"] > 0:
-        return "lies above 0"
-    return "lies below 0" if difference["high"] < 0 else "does not exclude 0"
-
-
-def point_words(point: dict[str, object] | None, facts: RunFacts) -> str:
-    """A point in words: temperature and M, and what else the grid varies."""
-    if point is None:
-        return "a genotype drawn by chance"
-    words = f"temperature {text_of(point['temperature'])}, M {point['num_samples']}"
-    if group := facts.main.group_words(point):
-        words += f", {group}"
-    return words + (f", seed {point['seed']}" if len(facts.main.grid.seeds) > 1 else "")
 
 
 def points_words(points: Sequence[Mapping[str, Any]], facts: RunFacts) -> str:
@@ -177,18 +242,19 @@ def _found(facts: RunFacts, reading: Reading) -> str:
     rivals = len(reading.of_arm(GRID))
     chosen = (
         f"The found network is the one whose AUC on dev is best of {plural(rivals, 'trained network')}: "
-        f"{point_words(found['point'], facts)}, dev AUC {fraction(found['dev_auc'])}, {count(found['parameters'])} "
-        "parameters."
+        f"{network_words(found, facts)}, dev AUC {fraction(found['dev_auc'])}, {count(found['parameters'])} parameters."
     )
     if reading.dataset is None:
         return chosen
     content = reading.content
     return (
         f"{chosen} On {content['clips']:,} test clips ({content['fake']:,} of them fake) of {content['subjects']:,} "
-        f"subjects that it never saw, its AUC is {interval(found['auc'])}: the bounds are those of a 95 % bootstrap "
-        f"interval over subjects. Its equal error rate is {fraction(found['equal_error_rate'])}; at the threshold "
-        f"chosen on dev its accuracy is {fraction(found['accuracy_dev_threshold'])}, balanced over the two classes "
-        f"{fraction(found['balanced_accuracy'])}."
+        f"subjects that it never saw, its AUC is {estimate_words(found['auc'])}: the bounds are those of a 95 % "
+        f"bootstrap interval over subjects. Its average precision is {estimate_words(found['average_precision'])}, its "
+        f"equal error rate {estimate_words(found['equal_error_rate'])}; its accuracy is "
+        f"{estimate_words(found['accuracy'])} at P(fake) = 0.5 and {estimate_words(found['accuracy_dev_threshold'])} "
+        "at "
+        f"the threshold chosen on dev, balanced over the two classes {estimate_words(found['balanced_accuracy'])}."
     )
 
 
@@ -210,23 +276,26 @@ def _single(reading: Reading) -> str | None:
     words = f"The best single sense on dev, from the same grid, is {ARM_NAMES[single['arm']]}"
     if difference is None or "auc" not in single:
         return f"{words} (dev AUC {fraction(single['dev_auc'])})."
+    where = against_zero(difference)
+    if where is None:
+        return f"{words}: test AUC {estimate_words(single['auc'])}. The difference is {estimate_words(difference)}."
     verdict = {
         "lies above 0": "lies above 0: both senses together beat the better one alone on these clips",
         "lies below 0": "lies below 0: one sense alone does better on these clips",
         "does not exclude 0": "does not exclude 0: no advantage over one sense is shown on these clips",
-    }[_against_zero(difference)]
+    }[where]
     return (
-        f"{words}: test AUC {interval(single['auc'])}. The difference, found minus single, is "
-        f"{difference['value']:+.3f} {bounds(difference)}; this paired interval over subjects {verdict}."
+        f"{words}: test AUC {estimate_words(single['auc'])}. The difference, found minus single, is "
+        f"{difference_words(difference)}; this paired interval over subjects {verdict}."
     )
 
 
 def _random(reading: Reading) -> str | None:
-    random = reading.content.get("random")
-    if random is None:
+    random, ours = reading.content.get("random"), reading.networks[reading.found].get("auc")
+    if random is None or value_of(ours) is None:
         return None
-    ours = reading.networks[reading.found]["auc"]["value"]
-    beaten = sum(network["auc"]["value"] < ours for network in reading.of_arm(RANDOM))
+    theirs = [value for network in reading.of_arm(RANDOM) if (value := value_of(network["auc"])) is not None]
+    beaten = sum(value < value_of(ours) for value in theirs)  # type: ignore[operator]
     return (
         f"{plural(random['count'], 'genotype')} drawn by chance, trained in the same way, reach a test AUC of "
         f"{fraction(random['mean'])} on average, {fraction(random['low'])} to {fraction(random['high'])}; the found "
@@ -250,86 +319,16 @@ def _shuffled(reading: Reading) -> str | None:
 
 
 def _cost(facts: RunFacts) -> str:
-    rows = facts.main.rows
+    rows, training = facts.main.rows, facts.training_seconds()
+    if not facts.searched:
+        return f"{duration(sum(training.values()))} of device time for the training of all networks; no search."
     if not rows:
         return "No point has a result, so no cost is known."
     search = facts.main.device_seconds
-    words = f"Cost: {duration(search)} of device time for the search, {duration(search / len(rows))} a point"
+    words = f"{duration(search)} of device time for the search, {duration(search / len(rows))} a point"
     controls = sum(arm.device_seconds for name, arm in facts.arms.items() if name != GRID)
     if controls:
         words += f"; {duration(controls)} for the searches of the controls"
-    training = facts.training_seconds()
     if training:
         words += f"; {duration(sum(training.values()))} for the training of all networks"
     return f"{words}."
-
-
-def _caveats(facts: RunFacts) -> Html | None:
-    warnings = (_movement(facts), _lost(facts), _choice(facts))
-    lines = [line for line in (*_draws(facts), *_data(facts), *warnings) if line]
-    if not lines:
-        return None
-    return tag("div", tag("h3", "Caveats"), tag("ul", [tag("li", line) for line in lines]), class_="caveats")
-
-
-def _draws(facts: RunFacts) -> Sequence[str]:
-    grid = facts.main.grid
-    if len(grid.seeds) >= ENOUGH_SEEDS or len(grid.points()) == 1:
-        return [] if len(grid.points()) > 1 else ["One point, one seed: this is one draw, it says nothing of a trend."]
-    draws = "one draw" if len(grid.seeds) == 1 else f"{len(grid.seeds)} draws"
-    return [
-        f"{plural(len(grid.seeds), 'seed')}: the map shows {draws}, not a trend. At least {ENOUGH_SEEDS} seeds are "
-        "needed before differences between its cells mean anything."
-    ]
-
-
-def _data(facts: RunFacts) -> Sequence[str]:
-    lines = []
-    if any(reading.dataset == DATASET for reading in facts.readings):
-        lines.append(
-            f"The data set '{DATASET}' is drawn by a program, faces and voices alike: its scores say that the "
-            "machinery works, and nothing about real deepfakes."
-        )
-    config = facts.provenance.get("backbones", {})
-    untrained = [s for s in (VISUAL, AUDIO) if str(config.get(f"{s}_weights", "")).startswith("random:")]
-    if untrained:
-        noun = "backbone is" if len(untrained) == 1 else "backbones are"
-        lines.append(
-            f"The {' and '.join(untrained)} {noun} untrained (random weights): trained ones give other scores."
-        )
-    if not facts.provenance:
-        lines.append("No file that is left says which backbones made the features.")
-    return lines
-
-
-def _movement(facts: RunFacts) -> str | None:
-    rows = facts.main.rows
-    still = sum(row["hardly_moved"] for row in rows)
-    if not still:
-        return None
-    return (
-        f"The architecture has hardly moved at {of_points(still, len(rows))}: entropies above 0.99 of their maximum "
-        "and a genotype that still changed in the last 10 epochs. Such genotypes are close calls: hold them against "
-        "those drawn by chance."
-    )
-
-
-def _lost(facts: RunFacts) -> str | None:
-    rows = facts.main.rows
-    lost = sum(bool(row["gradient_lost"] or row["entropy_unmoved"]) for row in rows)
-    if not lost:
-        return None
-    return (
-        f"The architecture was not really searched at {of_points(lost, len(rows))}: its gradient is lost beside "
-        "the weight decay, or an entropy never moved. They are named under 'How the search went'."
-    )
-
-
-def _choice(facts: RunFacts) -> str | None:
-    genotypes = {row["genotype"] for row in facts.main.rows}
-    if len(facts.main.rows) < 2 or len(genotypes) == len(facts.main.rows):
-        return None
-    return (
-        f"The {len(facts.main.rows)} points ended in {plural(len(genotypes), 'different genotype')}: cells of the map "
-        "that share one (and a seed) are one network, not several."
-    )

@@ -1,4 +1,4 @@
-"""Fetches the results of a run from its storage: grid.parquet, genotypes, report, and what the run was.
+"""Fetches the results of a run and its protocol's parts: grid.parquet, genotypes, report, and what the run was.
 
 The run is that of a job, by the job's id, or its own path or URI (with a slash in it), which needs no cluster.
 """

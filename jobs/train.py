@@ -1,119 +1,241 @@
 """Trains the found network of every grid point, and of every control: weights from train, epoch and threshold from dev.
 
-Controls are searched here on the same budget: one sense alone (the same grid on that sense's features), shuffled
-labels, and genotypes drawn by chance. Networks whose files stand are left alone, so a stopped run goes on.
+Controls are searched here on the same budget: one sense alone (the same grid on that sense's features), other ways to
+search, shuffled labels, genotypes drawn by chance, and a linear classifier without any search. With --out, genotypes
+are trained that are given as JSON files, without a search. Networks whose files stand are left alone, and a training
+that was stopped goes on, so the same command finishes what it began.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from cluster.controls import (
+    CONTROL_SEARCHES,
     CONTROLS,
     GRID,
     RANDOM,
+    SHUFFLED,
     arm_uri,
     control_grids,
-    grid_jobs,
-    random_jobs,
+    control_jobs,
 )
+from cluster.devices import chosen_device
+from cluster.engines_train import WorkerGroup
 from cluster.features import FeatureSource, open_features
-from cluster.finetune import require_trained_features
-from cluster.found_loop import NetworkJob, read_network, train_networks
-from cluster.grid import GridResult, read_grid, run_grids
-from cluster.limits import RunLimits
-from cluster.runs import read_config, read_hints
+from cluster.finetune import BackboneOptions, open_corpus
+from cluster.found_loop import NetworkJob, read_network, repeated, require_same_settings, train_networks
+from cluster.found_workers import TrainedNetworks, train_networks_with_workers
+from cluster.gathering import GridResult, read_grid
+from cluster.genotype_runs import begin_genotype_run, genotype_jobs, is_genotype_run, read_genotypes
+from cluster.grid import run_grids
+from cluster.limits import RunLimits, worker_range
+from cluster.protocols import ProtocolConfig, open_parts
+from cluster.runs import read_config
 from cluster.session import connect
-from cluster.settings import GridConfig, config_from_dict
+from cluster.settings import CANDIDATES, GridConfig
 from cluster.stopping import Stop
+from cluster.trained_backbones import extraction, is_end_to_end
 from data_prep import storage
 from data_prep.storage import InputError
 from jobs.cli import PARTLY, STOPPED, Outcome, SessionOptions, group, option, run_command
-from stgs.config import FoundConfig
+from jobs.options import flatten
+from stgs.backbone_trainer import FinetuneConfig
+from stgs.config import FoundConfig, released_found_config
+
+# One network of each of these is enough: they are many already, and what is read of them are means.
+_NOT_REPEATED = (RANDOM, SHUFFLED)
+
+
+def _released() -> dict[str, Any]:
+    """The options in which the released code's training differs from the defaults."""
+    defaults = flatten(FoundConfig())
+    return {
+        f"found_{name}": value for name, value in flatten(released_found_config()).items() if value != defaults[name]
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJobConfig:
-    """Options of `stgs train`."""
+    """Options of `stgs train`.
 
-    run: str = option(help="directory of a grid's run", positional=True, metavar="RUN")
+    preset: `released` stands for the released code's training, on train and dev, in the options that are not given
+    themselves; in Python, give `found=released_found_config()`.
+    """
+
+    # What `jobs.cli` takes the place of defaults from, by the value of the option `preset`.
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"released": _released()}
+
+    run: str = option(
+        help="directory of a run; with --out, the JSON file of a genotype", positional=True, metavar="RUN|GENOTYPE"
+    )
+    genotypes: tuple[str, ...] = option((), help="more genotypes, with --out", positional=True, metavar="GENOTYPE")
     features: str | None = option(None, help="where the run's features are now (default: where they were)")
     manifest: str | None = option(None, help="where the run's manifest is now (default: where it was)")
+    out: str | None = option(None, help="train genotypes, with --features and --manifest, into a run of this directory")
+    seeds: tuple[int, ...] = option((0,), help="of each genotype's networks, with --out")
+    device: Literal["auto", "cpu", "cuda"] | None = option(
+        None, help="where to train (default: as the run's search, auto with --out)"
+    )
     controls: tuple[str, ...] = option(CONTROLS, help="controls to search and train", choices=CONTROLS)
-    random_genotypes: int = option(8, help="genotypes of the random control")
+    control_searches: int = option(CONTROL_SEARCHES, help="searches of the softmax and the uniform control, at most")
+    random_genotypes: int = option(CANDIDATES, help="genotypes of the random control")
     shuffles: int = option(20, help="searches of the shuffled control")
+    repeats: int = option(1, help="networks of each genotype, of different seeds")
+    preset: Literal["paper", "released"] = "paper"
+    workers: str = option(
+        "1", help="processes, one a device, that share every batch; MIN:MAX to use those that are there, as they change"
+    )
+    finetune: bool = option(False, help="train the backbones, too, with --out on a corpus in the place of features")
     threads: int = option(1, help="threads of each process; the bits depend on it")
     found: FoundConfig = field(default_factory=FoundConfig, metadata={"prefix": "found_"})
+    protocol: ProtocolConfig = group(ProtocolConfig)
+    backbones: BackboneOptions = group(BackboneOptions)
+    training: FinetuneConfig = group(FinetuneConfig)
     session: SessionOptions = group(SessionOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A run, or one part of it: its clips, and the settings of its search, which a run of genotypes has not."""
+
+    uri: str
+    source: FeatureSource
+    grid: GridConfig | None
 
 
 def run(config: TrainJobConfig) -> Outcome:
     """Search the controls, then train every network."""
     start = time.monotonic()
-    run_uri = storage.absolute(config.run)
-    grid, source = open_run_source(run_uri, config.features, config.manifest)
-    rows = {GRID: read_grid(run_uri)}
+    _require_fitting(config)
+    run_uri = storage.absolute(config.out or config.run)
+    begin = _genotype_parts(config, run_uri) if config.out else None
+    parts = [] if begin else _standing_parts(config, run_uri)
     with connect(**config.session.connect_arguments(run_uri)):
-        searched = _search_controls(run_uri, config, grid, source)
+        parts = begin() if begin else parts
+        searched = _search_controls(config, parts)
+        failed = {
+            f"{storage.absolute(out).removeprefix(f'{run_uri}/')}/{point}": reason
+            for out, result in searched.items()
+            for point, reason in result.failed.items()
+        }
         stopped = next((result.stop for result in searched.values() if result.stop is not None), None)
         if stopped is not None:
             return _stopped(config, searched.values(), stopped)
-        rows |= {arm: searched[arm_uri(run_uri, arm)].rows for arm in config.controls if arm != RANDOM}
-        jobs = [job for arm, found in rows.items() for job in grid_jobs(run_uri, arm, found)]
-        if RANDOM in config.controls:
-            jobs += random_jobs(run_uri, grid, source, count=config.random_genotypes)
-        device = str(read_config(run_uri)["settings"]["device"])
-        failed = train_networks(jobs, config.found, source, device=device, threads=config.threads)
-    failed |= {point: reason for result in searched.values() for point, reason in result.failed.items()}
-    networks = [_facts(job, run_uri) for job in jobs if job.uri not in failed]
-    seconds = time.monotonic() - start
-    payload = {"run": config.run, "networks": networks, "failed": failed, "seconds": round(seconds, 1)}
-    return Outcome(payload, _summary(config, networks, failed, seconds), PARTLY if failed else 0)
+        jobs = {part.uri: _jobs(config, part, searched) for part in parts}
+        for part_jobs in jobs.values():
+            require_same_settings(part_jobs, config.found)
+        for part in parts:
+            trained = _train(config, part, jobs[part.uri])
+            failed |= trained.failed
+            if trained.stop is not None:
+                return _training_stopped(config, trained)
+    networks = [
+        _facts(config, job, run_uri) for part_jobs in jobs.values() for job in part_jobs if job.uri not in failed
+    ]
+    return _outcome(config, networks, failed, time.monotonic() - start)
 
 
-def open_run_source(run_uri: str, features: str | None, manifest: str | None) -> tuple[GridConfig, FeatureSource]:
-    """A run's grid, and the features and manifest that it was searched on.
-
-    features, manifest: where they are now, None for where they were. A run that trained its backbones was searched on a
-    corpus: its features are those that these backbones make of it. Raises InputError where they are other ones.
-    """
-    content, hints = read_config(run_uri), read_hints(run_uri)
-    there: dict[str, Any] = {}
-    if "finetune" in content and features is None:
-        raise InputError(
-            f"{run_uri} trained its backbones; run 'stgs extract' with their weights on {hints['features']}, and give "
-            "the features as --features."
-        )
-    source = open_features(features or hints["features"], manifest or hints["manifest"])
-    if "finetune" in content:
-        require_trained_features(run_uri, content, source)
-    else:
-        there["features_digest"] = source.meta.digest
-    there["split_digest"] = source.split_digest()
-    for name, digest in there.items():
-        if content[name] != digest:
+def _require_fitting(config: TrainJobConfig) -> None:
+    """Refuse options that do not go together."""
+    if config.repeats < 1:
+        raise InputError(f"repeats is {config.repeats}, but it must be at least 1.")
+    if config.out is None:
+        if config.genotypes or config.run.endswith(".json"):
             raise InputError(
-                f"{run_uri} was searched with {name} {content[name]}, but what is there now has {digest}; give "
-                "--features and --manifest of that search."
+                f"{config.run} is a genotype, which is trained into a run of its own; give --features, --manifest and "
+                "--out, too."
             )
-    return config_from_dict(content), source
+        if config.finetune or config.protocol != ProtocolConfig():
+            named = "finetune" if config.finetune else "protocol"
+            raise InputError(
+                f"{named} is given, but {config.run} is a run with backbones and splits of its own; give --{named} "
+                f"with genotypes, such as {config.run}/points/ID/genotype.json, and --out."
+            )
+    elif config.features is None or config.manifest is None:
+        missing = "features" if config.features is None else "manifest"
+        raise InputError(f"{missing} is missing; with --out, give --features and --manifest.")
 
 
-def _search_controls(
-    run_uri: str, config: TrainJobConfig, grid: GridConfig, source: FeatureSource
-) -> dict[str, GridResult]:
-    """Search the controls. They resume by themselves: their settings follow from the run's, with the points that it was
-    given later. Of two such commands the later one goes on.
+def _standing_parts(config: TrainJobConfig, run_uri: str) -> list[_Part]:
+    """The parts of a run that stands."""
+    parts = open_parts(run_uri, config.features, config.manifest)
+    return [
+        _Part(uri, source, None if is_genotype_run(read_config(uri)) else grid) for uri, (grid, source) in parts.items()
+    ]
+
+
+def _genotype_parts(config: TrainJobConfig, run_uri: str) -> Callable[[], list[_Part]]:
+    """Reads what is given; what is returned begins the run, once Ray is connected, which knows the devices."""
+    assert config.features is not None
+    assert config.manifest is not None
+    genotypes = read_genotypes((config.run, *config.genotypes))
+    source: FeatureSource
+    if config.finetune:
+        source = open_corpus(config.features, config.manifest, config.backbones, config.training)
+    else:
+        source = open_features(config.features, config.manifest)
+
+    def begin() -> list[_Part]:
+        device = chosen_device(config.device or "auto")
+        begun = begin_genotype_run(run_uri, genotypes, config.seeds, source, device, config.protocol)
+        return [_Part(uri, clips, None) for uri, clips in begun.items()]
+
+    return begin
+
+
+def _search_controls(config: TrainJobConfig, parts: Sequence[_Part]) -> dict[str, GridResult]:
+    """Search the controls of all parts. They resume by themselves: their settings follow from the run's, with the
+    points that it was given later. Of two such commands the later one goes on.
     """
-    settings = replace(grid.settings, threads=config.threads)
-    config_of_controls = replace(grid, settings=settings)
-    grids = control_grids(run_uri, config_of_controls, config.controls, source, shuffles=config.shuffles)
+    grids: dict[str, GridConfig] = {}
+    sources: dict[str, FeatureSource] = {}
+    for part in parts:
+        if part.grid is not None:
+            settings = replace(part.grid.settings, threads=config.threads)
+            own = control_grids(
+                part.uri,
+                replace(part.grid, settings=settings),
+                config.controls,
+                part.source,
+                shuffles=config.shuffles,
+                searches=config.control_searches,
+            )
+            grids |= own
+            sources |= dict.fromkeys(own, part.source)
     limits = RunLimits(takeover=True)
-    return run_grids(grids, source, resume=True, title="controls", limits=limits) if grids else {}
+    return run_grids(grids, sources, resume=True, title="controls", limits=limits) if grids else {}
+
+
+def _jobs(config: TrainJobConfig, part: _Part, searched: Mapping[str, GridResult]) -> list[NetworkJob]:
+    """The networks of a part and of its controls, which have been searched."""
+    if part.grid is None:
+        jobs = genotype_jobs(part.uri, read_config(part.uri))
+    else:
+        arms = {arm: arm_uri(part.uri, arm) for arm in config.controls}
+        rows = {GRID: read_grid(part.uri)}
+        rows |= {arm: searched[uri].rows for arm, uri in arms.items() if uri in searched}
+        jobs = control_jobs(
+            part.uri, part.grid, part.source, rows, config.controls, random_count=config.random_genotypes
+        )
+    single = tuple(f"{arm_uri(part.uri, arm)}/" for arm in _NOT_REPEATED)
+    return [other for job in jobs for other in repeated(job, 1 if job.uri.startswith(single) else config.repeats)]
+
+
+def _train(config: TrainJobConfig, part: _Part, jobs: Sequence[NetworkJob]) -> TrainedNetworks:
+    """Train the networks of a part."""
+    wanted = config.device
+    device = str(read_config(part.uri)["settings"]["device"]) if wanted is None else chosen_device(wanted)
+    workers = worker_range(config.workers)
+    common: dict[str, Any] = {"device": device, "threads": config.threads}
+    if workers == (1, 1) and not config.finetune:
+        return TrainedNetworks(train_networks(jobs, config.found, part.source, **common))
+    group = WorkerGroup(*workers)
+    return train_networks_with_workers(jobs, config.found, part.source, run=part.uri, workers=group, **common)
 
 
 def _stopped(config: TrainJobConfig, searched: Collection[GridResult], stop: Stop) -> Outcome:
@@ -127,18 +249,32 @@ def _stopped(config: TrainJobConfig, searched: Collection[GridResult], stop: Sto
     return Outcome({"run": config.run, "stopped": stop.reason, "unfinished": points - finished}, text, STOPPED)
 
 
-def _facts(job: NetworkJob, run_uri: str) -> dict[str, Any]:
-    facts = read_network(job.uri).facts
-    name = job.uri.removeprefix(f"{run_uri}/").removesuffix(".safetensors")
-    return {"network": name, "parameters": facts["parameters"], **facts["metrics"], "seconds": facts["seconds"]}
+def _training_stopped(config: TrainJobConfig, trained: TrainedNetworks) -> Outcome:
+    """What is told where the training of networks has ended early."""
+    assert trained.stop is not None
+    reason, count = trained.stop.reason, trained.unfinished
+    text = f"stopped early: {reason}; {count} networks are not trained yet, go on with the same command."
+    return Outcome({"run": config.out or config.run, "stopped": reason, "unfinished": count}, text, STOPPED)
 
 
-def _summary(config: TrainJobConfig, networks: list[dict[str, Any]], failed: dict[str, str], seconds: float) -> str:
-    lines = [f"{len(networks)} networks trained, {len(failed)} failed, in {seconds:.1f} s; AUC on dev, best first:"]
+def _outcome(config: TrainJobConfig, networks: list[dict[str, Any]], failed: dict[str, str], seconds: float) -> Outcome:
+    fitted = "dev, which they were fitted on" if config.found.fit_on != "train" else "dev"
+    counts = f"{len(networks)} networks trained, {len(failed)} failed, in {seconds:.1f} s"
+    lines = [f"{counts}; AUC on {fitted}, best first:"]
     for network in sorted(networks, key=lambda facts: -facts["dev_auc"])[:5]:
         lines.append(f"  {network['dev_auc']:.3f}  {network['parameters']:>9,} parameters  {network['network']}")
     lines += [f"failed: {name}: {reason.splitlines()[-1]}" for name, reason in failed.items()]
-    return "\n".join([*lines, f"run: {config.run}"])
+    lines += [f"features of its backbones: {network['extract']}" for network in networks if "extract" in network]
+    name = config.out or config.run
+    payload = {"run": name, "networks": networks, "failed": failed, "seconds": round(seconds, 1)}
+    return Outcome(payload, "\n".join([*lines, f"run: {name}"]), PARTLY if failed else 0)
+
+
+def _facts(config: TrainJobConfig, job: NetworkJob, run_uri: str) -> dict[str, Any]:
+    stored = read_network(job.uri)
+    facts, name = stored.facts, job.uri.removeprefix(f"{run_uri}/").removesuffix(".safetensors")
+    own = {"extract": extraction(stored, str(config.features))} if is_end_to_end(stored) else {}
+    return {"network": name, "parameters": facts["parameters"], **facts["metrics"], "seconds": facts["seconds"], **own}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

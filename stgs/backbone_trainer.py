@@ -1,4 +1,4 @@
-"""Trains both backbones inside a search, in the memory of a few clips: gradient caching (arXiv 2101.06983).
+"""Trains both backbones under a fusion network, in the memory of a few clips: gradient caching (arXiv 2101.06983).
 
 The backbones run twice over a batch. First without gradients, in micro-batches, which gives the features of the whole
 batch; the fusion network makes its update on these and leaves their gradient. Then micro-batch by micro-batch once
@@ -12,16 +12,21 @@ worker, T frames, S spectrogram frames, F frequencies, C channels, L positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from stgs.backbones import FeatureExtractor
+from stgs.backbones import SENSES, FeatureExtractor
+from stgs.bilevel import Batch
 from stgs.config import InputError, require, require_at_least
 from stgs.parallel import SINGLE, Workers
+from stgs.streamed import RawClips, StreamedClips
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Gradients are summed over the workers in buffers of about this many values: few collectives, little extra memory.
@@ -30,12 +35,12 @@ BUCKET_VALUES = 8 * 2**20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneConfig:
-    """How backbones are trained inside a search.
+    """How backbones are trained inside a search, or with a found network.
 
     micro_batch: clips that pass the backbones at once, which bounds the memory and changes no result beyond rounding.
     precision: of the backbones' arithmetic, `float32`, `float16`, `bfloat16` or `auto`: bfloat16 on CUDA devices that
     have it, float16 on others, float32 on a CPU. backbone_learning_rate: Adam's largest; it follows the cosine of the
-    weights' schedule; their gradients are not clipped: the search's clip_norm bounds the fusion network's alone.
+    weights' schedule; their gradients are not clipped: a search's clip_norm bounds the fusion network's alone.
     backbone_weight_decay: Adam's. shuffle_clips: clips of a worker from which the next one of a batch is drawn, at
     least 1.
     """
@@ -99,6 +104,14 @@ class BackboneTrainer:
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._outputs: dict[str, Tensor] | None = None
 
+    def inputs(self, clips: RawClips) -> tuple[Tensor, Tensor]:
+        """Frames and spectrograms of clips on the device."""
+        frames, spectrogram = torch.from_numpy(clips.frames), torch.from_numpy(clips.spectrogram)
+        if self.device.type == "cuda":
+            # From pinned memory the host does not wait, and reads the next batch while the device works on this one.
+            frames, spectrogram = frames.pin_memory(), spectrogram.pin_memory()
+        return frames.to(self.device, non_blocking=True), spectrogram.to(self.device, non_blocking=True)
+
     @torch.no_grad()
     def features(self, frames: Tensor, spectrogram: Tensor) -> dict[str, Tensor]:
         """Features of B clips as a fusion network takes them, without gradients.
@@ -107,6 +120,11 @@ class BackboneTrainer:
         """
         parts = [self._run(*inputs) for inputs in self._micro_batches(frames, spectrogram)]
         return {name: torch.cat([part[name] for part in parts]) for name in self.names}
+
+    def batches(self, split: StreamedClips, clips: Iterable[RawClips]) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """Positions in the split, and features without gradients, of one batch after the other."""
+        for raw in clips:
+            yield raw.index, split.with_features(raw, self.features(*self.inputs(raw)))
 
     @torch.no_grad()
     def guarded(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -164,6 +182,43 @@ class BackboneTrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def undoing_overflow(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Take back what an update on guarded features does to a network and its optimiser's state, if one overflowed.
+
+        Without a look at `overflowed`, for which the host would have to wait.
+        """
+        skip = self.overflowed
+        if skip is None:
+            yield
+            return
+        before = [tensor.clone() for tensor in network.state_dict().values()]
+        moments = {p: {name: value.clone() for name, value in own.items()} for p, own in optimizer.state.items()}
+        yield
+        for tensor, old in zip(network.state_dict().values(), before, strict=True):
+            torch.where(skip, old, tensor, out=tensor)
+        for p, own in optimizer.state.items():
+            for name, value in own.items():
+                # Before its first step Adam has no state, which is the same as zeros.
+                old = moments[p][name] if p in moments else torch.zeros_like(value)
+                torch.where(skip, old, value, out=value)
+
+    def remedy(self, lower: str) -> str:
+        """What may keep the numbers of a training finite. lower: the learning rates that it has, in words."""
+        return (
+            lower if self.precision == "float32" else f"{lower}, or set precision to float32 (it is {self.precision})"
+        )
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """`visual` and `audio` -> a copy of the backbone's state on the CPU, as a weights file holds it."""
+        return {
+            sense: {
+                name: tensor.detach().to("cpu", copy=True)
+                for name, tensor in getattr(self.extractor, sense).state_dict().items()
+            }
+            for sense in SENSES
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Backbones, optimiser and scale, as tensors and plain values."""

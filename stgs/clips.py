@@ -80,6 +80,26 @@ class ClipSet:
         part.class_weights = self.class_weights.index_select(0, where)
         return part
 
+    def joined(self, other: ClipSet) -> ClipSet:
+        """These clips followed by those of `other`, a copy on one device, with the class weights of both together.
+
+        Raises InputError where the other split has other features.
+        """
+        require(
+            [names for names, _ in self._groups] == [names for names, _ in other._groups],
+            f"one split holds {', '.join(self.features)}, the other {', '.join(other.features)}; give both the same.",
+        )
+        both = copy.copy(self)
+        both.features, both._groups = {}, []
+        for (names, ours), (_, theirs) in zip(self._groups, other._groups, strict=True):
+            group = torch.cat([ours, theirs])
+            sizes = [self.features[name].shape[-1] for name in names]
+            both.features |= dict(zip(names, group.split(sizes, dim=-1), strict=True))
+            both._groups.append((names, group))
+        both.labels = torch.cat([self.labels, other.labels], dim=1)
+        both.class_weights = class_weights(both.labels)
+        return both
+
     def __len__(self) -> int:
         return self.labels.shape[1]
 

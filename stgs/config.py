@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal
 
 TEMPERATURE_SCHEDULES = ("constant", "linear", "exponential")
+FIT_ON = ("train", "train+dev")
 
 
 class InputError(ValueError):
@@ -59,7 +61,8 @@ class SearchConfig:
     batches, shared by all members. temperature_schedule: `constant` as in the paper, or `linear` or `exponential` from
     a member's temperature at the start to `final_temperature` at the end. parameter_weight: weight of the expected
     parameters in the architecture's loss, 0 for none (see `stgs.cost`). max_parameters: largest found network that
-    decoding may give, in parameters without the classifier, 0 for no limit.
+    decoding may give, in parameters without the classifier, 0 for no limit. candidates: random genotypes that the
+    trained supernet scores on dev, which tells how well it ranks (see `stgs.candidates`); 0 for none.
     """
 
     epochs: int = 30
@@ -81,6 +84,7 @@ class SearchConfig:
     final_temperature: float = 1.0
     parameter_weight: float = 0.0
     max_parameters: int = 0
+    candidates: int = 0
 
     def __post_init__(self) -> None:
         for field in ("epochs", "batch_size", "patience"):
@@ -93,6 +97,7 @@ class SearchConfig:
             "parameter_weight",
             "max_parameters",
             "data_seed",
+            "candidates",
         ):
             require_at_least(field, getattr(self, field), 0)
         require(
@@ -115,7 +120,13 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoundConfig:
-    """How a found network is trained from scratch: the same schedule as in search, 100 epochs (design.md section 4)."""
+    """How a found network is trained from scratch: the same schedule as in search, 100 epochs (design.md section 4).
+
+    epochs: passes over the clips that are fitted, at most. batch_size: clips a batch, at most. data_seed: order of the
+    batches. patience: epochs without a better AUC on dev after which a network is done, 0 for none: all epochs are run.
+    fit_on: `train`, where dev chooses epoch and threshold, or `train+dev`, which leaves nothing to choose with: then
+    the last epoch and the threshold 0.5 are taken.
+    """
 
     epochs: int = 100
     batch_size: int = 64
@@ -123,11 +134,36 @@ class FoundConfig:
     dropout: float = 0.2
     attention_dropout: float = 0.1
     data_seed: int = 0
+    patience: int = 0
+    fit_on: Literal["train", "train+dev"] = "train"
 
     def __post_init__(self) -> None:
         require_at_least("epochs", self.epochs, 1)
         require_at_least("batch_size", self.batch_size, 1)
-        require_at_least("data_seed", self.data_seed, 0)
+        for field in ("data_seed", "patience"):
+            require_at_least(field, getattr(self, field), 0)
         for field in ("dropout", "attention_dropout"):
             value = getattr(self, field)
             require(0 <= value < 1, f"{field} is {value}, but it must lie in [0, 1).")
+        require(self.fit_on in FIT_ON, f"fit_on is {self.fit_on!r}; choose one of {', '.join(FIT_ON)}.")
+        require(
+            self.fit_on == "train" or self.patience == 0,
+            f"patience is {self.patience}, but a network that is fitted on {self.fit_on} has no dev clips to stop on; "
+            "set patience to 0.",
+        )
+
+    @property
+    def fitted_on(self) -> tuple[str, ...]:
+        """The splits that the weights are fitted on."""
+        return tuple(self.fit_on.split("+"))
+
+
+def released_found_config(**overrides: Any) -> FoundConfig:
+    """How the released code trains found networks (reference.md section 3.8): learning rate 3e-4, first cycle of 5
+    epochs, weight decay 1e-4, on train and dev, last epoch.
+
+    overrides: fields of `FoundConfig` that differ.
+    """
+    weights = WeightSchedule(learning_rate_max=3e-4, restart_epochs=5, weight_decay=1e-4)
+    settings: dict[str, Any] = {"weights": weights, "fit_on": "train+dev", **overrides}
+    return FoundConfig(**settings)

@@ -205,3 +205,19 @@ def entropies(logits: Logits) -> dict[str, NDArray[np.float64]]:
 def maximum_entropies(space: SearchSpace) -> dict[str, float]:
     """The entropies of an undecided space: rows * log(candidates) for alpha, beta and gamma."""
     return {name: rows * math.log(candidates) for name, (rows, candidates) in space.shapes().items()}
+
+
+def architecture_columns(logits: Logits, space: SearchSpace, weight_decay: float) -> dict[str, NDArray[np.float64]]:
+    """What the rows say of the architecture: entropies, norms of the weight decay, and every probability; each [P]."""
+    nats, maximum = entropies(logits), maximum_entropies(space)
+    columns: dict[str, NDArray[np.float64]] = {}
+    probabilities = []
+    for name in ARCHITECTURE_PARAMETERS:
+        members = len(logits[name])
+        columns[f"entropy_{name}"] = nats[name]
+        columns[f"normalised_entropy_{name}"] = nats[name] / max(maximum[name], 1e-12)
+        columns[f"decay_norm_{name}"] = weight_decay * np.linalg.norm(logits[name].reshape(members, -1), axis=1)
+        p = softmax(logits[name])
+        probabilities.append(p.reshape(members, -1) if name == "gamma" else p[..., IDENTITY])
+    table = np.concatenate(probabilities, axis=1)
+    return columns | dict(zip(space.probability_names(), table.T, strict=True))

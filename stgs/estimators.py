@@ -238,6 +238,9 @@ _RELAXATIONS: dict[str, Callable[[_Samples], Tensor]] = {
     "released": _released,
 }
 ESTIMATORS = ("softmax", *_RELAXATIONS)
+# No gradient at all: every update of the weights draws architectures by chance (`stgs.candidates.uniform_weights`).
+UNIFORM = "uniform"
+SAMPLERS = (*ESTIMATORS, UNIFORM)
 
 
 def _per_member(

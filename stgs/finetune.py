@@ -1,77 +1,25 @@
-"""The search with the backbones in the loop: clips are read as frames and spectrograms, and the backbones learn, too.
-
-Shapes: N clips of a split, B clips of this worker's part of a batch, T frames, S spectrogram frames, F frequencies.
-"""
+"""The search with the backbones in the loop: it reads frames and spectrograms, and the backbones learn, too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from stgs.backbone_trainer import BackboneTrainer, FinetuneConfig
 from stgs.backbones import BackboneConfig, FeatureExtractor
 from stgs.bilevel import Batch
-from stgs.clips import ClipSet
 from stgs.config import SearchConfig, require
 from stgs.epoch_sums import EpochSums
 from stgs.parallel import SINGLE, Workers
 from stgs.population import PopulationSearch, Row
 from stgs.search_space import SearchSpace
+from stgs.streamed import ClipStream, StreamedClips
 from stgs.supernet import Member
-
-
-@dataclass(frozen=True, slots=True)
-class RawClips:
-    """This worker's clips of a batch, as arrays that may be written to.
-
-    frames: uint8 [B, T, 3, H, W]. spectrogram: float32 [B, S, F]. index: positions in the split, int64 [B]. clips:
-    number of clips of the whole batch, all workers' together.
-    """
-
-    frames: NDArray[np.uint8]
-    spectrogram: NDArray[np.float32]
-    index: NDArray[np.int64]
-    clips: int
-
-
-class ClipStream(Protocol):
-    """A split whose clips are read while they are used, each worker its share."""
-
-    @property
-    def labels(self) -> NDArray[np.int8]:
-        """0 real, 1 fake, of all workers' clips, [N]; the same on every worker."""
-
-    def num_batches(self, epoch: int) -> int:
-        """Batches of an epoch; the same on every worker."""
-
-    def batches(self, epoch: int) -> Iterator[RawClips]:
-        """One pass over this worker's clips in the order of `epoch`: `num_batches(epoch)` batches, none empty."""
-
-    def in_order(self) -> Iterator[RawClips]:
-        """This worker's clips, the same ones in every call; each clip of the split is one worker's."""
-
-
-class StreamedClips(ClipSet):
-    """A split without features in memory: labels [1, N] and class weights [1, 2] are, the clips come from `stream`.
-
-    balance: class weights to use; None computes them from the stream's labels.
-    """
-
-    def __init__(self, stream: ClipStream, device: torch.device | str, balance: Tensor | None = None) -> None:
-        super().__init__({}, stream.labels, members=1, device=device, balance=balance)
-        self.stream = stream
-
-    def with_features(self, clips: RawClips, features: Mapping[str, Tensor]) -> Batch:
-        """The batch of clips whose features these are."""
-        where = torch.as_tensor(clips.index, device=self.labels.device)
-        return Batch(features, self.labels.index_select(1, where), self.class_weights, clips=clips.clips)
 
 
 class FinetuneSearch(PopulationSearch):
@@ -124,9 +72,6 @@ class FinetuneSearch(PopulationSearch):
             workers=workers,
         )
         self.trainer = BackboneTrainer(FeatureExtractor(backbones).to(device), finetune, list(space.features), workers)
-        # Readers of the epoch under way, and the batches that came from each.
-        self._iterators: dict[str, Iterator[RawClips]] = {}
-        self._read: dict[str, int] = {}
         # Backbones of the epoch that the genotype is taken from, on the CPU.
         self._best: dict[str, dict[str, Tensor]] = {}
 
@@ -140,13 +85,7 @@ class FinetuneSearch(PopulationSearch):
         rows = super().run_epoch(stop)
         if rows is not None and self._progress[0].state["best_epoch"] == self.epoch:
             self._best = {}  # not beside the new ones: they are large
-            self._best = {
-                sense: {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
-                for sense, network in (
-                    ("visual", self.trainer.extractor.visual),
-                    ("audio", self.trainer.extractor.audio),
-                )
-            }
+            self._best = self.trainer.weights()
         return rows
 
     def best_backbones(self) -> dict[str, dict[str, Tensor]]:
@@ -177,75 +116,37 @@ class FinetuneSearch(PopulationSearch):
         )
 
     def _begin_epoch(self) -> tuple[int, int]:
-        streams = {split: clips.stream for split, clips in self._clips.items()}
-        self._iterators = {split: stream.batches(self.epoch) for split, stream in streams.items()}
-        self._read = dict.fromkeys(streams, 0)
-        return streams["train"].num_batches(self.epoch), streams["dev"].num_batches(self.epoch)
-
-    def _next(self, split: str, number: int) -> RawClips:
-        """Batch `number` of the epoch; those before it that this process has not read are passed over."""
-        while True:
-            clips = next(self._iterators[split])
-            self._read[split] += 1
-            if self._read[split] > number:
-                return clips
+        return self._clips["train"].begin_epoch(self.epoch), self._clips["dev"].begin_epoch(self.epoch)
 
     def _train_batch(self, number: int) -> Batch:
-        clips = self._next("train", number)
-        return self._clips["train"].with_features(clips, self.trainer.begin(*self._inputs(clips)))
+        clips = self._clips["train"].at(number)
+        return self._clips["train"].with_features(clips, self.trainer.begin(*self.trainer.inputs(clips)))
 
     def _dev_batch(self, number: int) -> Batch:
-        clips = self._next("dev", number)
-        features = self.trainer.guarded(self.trainer.features(*self._inputs(clips)))
+        clips = self._clips["dev"].at(number)
+        features = self.trainer.guarded(self.trainer.features(*self.trainer.inputs(clips)))
         return self._clips["dev"].with_features(clips, features)
 
     def _weight_update(self, batch: Batch, rate: float, temperature: Tensor | None, sums: EpochSums) -> None:
-        with self._skipped_on_overflow(self.weight_optimizer):
+        with self.trainer.undoing_overflow(self.supernet, self.weight_optimizer):
             super()._weight_update(batch, rate, temperature, sums)
 
     def _architecture_update(self, batch: Batch, temperature: Tensor | None, sums: EpochSums) -> None:
-        with self._skipped_on_overflow(self.architecture_optimizer):
+        with self.trainer.undoing_overflow(self.supernet, self.architecture_optimizer):
             super()._architecture_update(batch, temperature, sums)
 
-    def _skipped_on_overflow(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
-        skip = self.trainer.overflowed
-        return nullcontext() if skip is None else _taken_back(skip, self.supernet, optimizer)
-
     def _remedy(self) -> str:
-        lower = "lower the learning rates, backbone_learning_rate, too, or give a clip_norm"
-        precision = self.trainer.precision
-        return lower if precision == "float32" else f"{lower}, or set precision to float32 (it is {precision})"
+        return self.trainer.remedy("lower the learning rates, backbone_learning_rate, too, or give a clip_norm")
 
     def _after_weight_update(self, batch: Batch, rate_factor: float) -> None:
         self.trainer.backward(batch.features)
         self.trainer.step(rate_factor)
 
     def _evaluation_batches(self) -> Iterator[tuple[NDArray[np.int64], Batch]]:
-        for clips in self._clips["dev"].stream.in_order():
-            yield clips.index, self._clips["dev"].with_features(clips, self.trainer.features(*self._inputs(clips)))
+        clips = self._clips["dev"]
+        return self.trainer.batches(clips, clips.stream.in_order())
 
-    def _inputs(self, clips: RawClips) -> tuple[Tensor, Tensor]:
-        frames, spectrogram = torch.from_numpy(clips.frames), torch.from_numpy(clips.spectrogram)
-        device = self.trainer.device
-        if device.type == "cuda":
-            # From pinned memory the host does not wait, and reads the next batch while the device works on this one.
-            frames, spectrogram = frames.pin_memory(), spectrogram.pin_memory()
-        return frames.to(device, non_blocking=True), spectrogram.to(device, non_blocking=True)
-
-
-@contextmanager
-def _taken_back(skip: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Where `skip`, a bool on the device, holds, take back what the block does to a network and its optimiser's state.
-
-    Without a look at `skip`, for which the host would have to wait.
-    """
-    before = [tensor.clone() for tensor in network.state_dict().values()]
-    moments = {p: {name: value.clone() for name, value in own.items()} for p, own in optimizer.state.items()}
-    yield
-    for tensor, old in zip(network.state_dict().values(), before, strict=True):
-        torch.where(skip, old, tensor, out=tensor)
-    for p, own in optimizer.state.items():
-        for name, value in own.items():
-            # Before its first step Adam has no state, which is the same as zeros.
-            old = moments[p][name] if p in moments else torch.zeros_like(value)
-            torch.where(skip, old, value, out=value)
+    def _calibration_batches(self) -> Iterator[Batch]:
+        clips = self._clips["train"]
+        for _, batch in self.trainer.batches(clips, clips.stream.batches(0)):
+            yield batch

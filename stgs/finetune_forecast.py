@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from stgs.backbone_trainer import BackboneTrainer, FinetuneConfig
 from stgs.backbones import BackboneConfig, FeatureExtractor
 from stgs.config import SearchConfig
-from stgs.finetune import FinetuneSearch, RawClips
+from stgs.finetune import FinetuneSearch
 from stgs.forecast import (
     SearchForecast,
     StorageCount,
@@ -24,6 +24,7 @@ from stgs.forecast import (
     solve_updates,
 )
 from stgs.search_space import SearchSpace
+from stgs.streamed import RawClips
 from stgs.supernet import Member
 
 

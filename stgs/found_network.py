@@ -55,12 +55,22 @@ class FoundNetwork(nn.Module):
         self.head = Head(seeds, len(genotype.cells), channels, length)
         self._dropouts = dropout_probabilities(self)
 
+    @property
+    def used_features(self) -> tuple[str, ...]:
+        """The features that it reads."""
+        return self.genotype.used_features
+
+    @property
+    def length(self) -> int:
+        """L, the positions of a sequence feature."""
+        return self.genotype.length
+
     def forward(self, features: Mapping[str, Tensor], context: ForwardContext) -> Tensor:
         """Logits of 'fake'.
 
         features: name -> [B, L, C_f] or [B, C_f], float32. Returns [P, B].
         """
-        clips = len(features[self.genotype.used_features[0]])
+        clips = features[self.genotype.used_features[0]].shape[0]
         context = context.with_masks(self._dropouts, (clips, self.genotype.length, self.genotype.channels))
         used = self.genotype.used_features
         nodes: dict[str, Tensor] = {}

@@ -31,7 +31,8 @@ class ForwardContext:
     training: batch statistics and dropout, or running statistics and none. track_statistics: whether batch
     normalisation moves its running statistics (an architecture update does not). workers: who shares the batch; in
     training its statistics are those of all workers' clips, and masks those that one worker would draw for all clips.
-    masks: those that have been drawn already, by name of the layer.
+    masks: those that have been drawn already, by name of the layer. dropping: whether dropout is on in training.
+    momentum: share of a batch in the running statistics that it moves, None for the layers' own.
     """
 
     seeds: Tensor
@@ -40,14 +41,17 @@ class ForwardContext:
     track_statistics: bool
     workers: Workers = SINGLE
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    dropping: bool = True
+    momentum: float | None = None
 
     def with_masks(self, probabilities: Mapping[str, float], shape: Sequence[int]) -> ForwardContext:
         """This context with the masks of all dropout layers (name -> probability) of `shape` drawn in one go."""
-        return replace(self, masks=self._draw(probabilities, shape)) if self.training and not self.masks else self
+        drawing = self.training and self.dropping and not self.masks
+        return replace(self, masks=self._draw(probabilities, shape)) if drawing else self
 
     def kept_by(self, layers: Sequence[DroppingLayer], shape: Sequence[int], probability: float) -> Tensor | None:
         """Which positions of `shape` the dropout of each of F layers keeps: uint8 [F, P, *shape], None if it is off."""
-        if not self.training or probability == 0.0:
+        if not self.training or not self.dropping or probability == 0.0:
             return None
         missing = {layer.name: probability for layer in layers if layer.name not in self.masks}
         masks = {**self.masks, **self._draw(missing, shape)} if missing else self.masks
@@ -180,8 +184,9 @@ def convolution_blocks(
     running = offset = None
     if context.track_statistics:
         offset = stacked([block.linear.bias.detach() for block in blocks])
+        momentum = MemberBatchNorm.momentum if context.momentum is None else context.momentum
         running = RunningStatistics(
-            [norm.running_mean for norm in norms], [norm.running_variance for norm in norms], MemberBatchNorm.momentum
+            [norm.running_mean for norm in norms], [norm.running_variance for norm in norms], momentum
         )
     block = Block(
         MemberBatchNorm.eps,

@@ -14,9 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from stgs.config import InputError
 
 Floats = NDArray[np.float64]
+CALIBRATION_BINS = 10
 
 
-def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+    """Scores, and which clips are fake, [N] each. Raises InputError: shapes that differ, no clips, NaN or infinity."""
     values = np.asarray(scores, np.float64)
     fake = np.asarray(labels) > 0
     if values.shape != fake.shape or values.ndim != 1:
@@ -28,8 +30,9 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.b
     return values, fake
 
 
-def _checked_both(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
-    values, fake = _checked(scores, labels)
+def checked_both(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+    """As `checked`; raises InputError for clips of one class, too."""
+    values, fake = checked(scores, labels)
     if fake.all() or not fake.any():
         raise InputError(
             f"{len(fake)} clips hold {int(fake.sum())} fake ones, but this metric needs real and fake clips; check the "
@@ -43,7 +46,7 @@ def weighted_auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike) -> fl
 
     weights: at least 0, [N]. Returns a value in [0, 1], or NaN where one class has no weight.
     """
-    values, fake = _checked(scores, labels)
+    values, fake = checked(scores, labels)
     weight = np.asarray(weights, np.float64)
     _, group = np.unique(values, return_inverse=True)
     fakes = np.bincount(group, weight * fake)
@@ -59,7 +62,7 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         InputError: one class only, shapes that differ, or scores that are not finite.
     """
-    values, fake = _checked_both(scores, labels)
+    values, fake = checked_both(scores, labels)
     return weighted_auc(values, fake, np.ones(len(values)))
 
 
@@ -69,7 +72,7 @@ def roc_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, Floats, Flo
     A clip is called fake where its score >= threshold. The first point is (0, 0) at threshold infinity, the last one
     (1, 1) at the lowest score. Raises as `auc` does, and so do the metrics below that read both classes.
     """
-    values, fake = _checked_both(scores, labels)
+    values, fake = checked_both(scores, labels)
     order = np.argsort(-values, kind="stable")
     last = np.append(np.diff(values[order]) != 0, True)
     hits = np.cumsum(fake[order])[last]
@@ -89,17 +92,75 @@ def equal_error_rate(scores: ArrayLike, labels: ArrayLike) -> float:
     return float(false_positive[after - 1] + share * (false_positive[after] - false_positive[after - 1]))
 
 
+def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Precision at each fake clip's score, averaged over the fake clips: a step curve, in (0, 1].
+
+    Of a score that says nothing it is the share of fake clips, so it says less where most clips are fake.
+    """
+    values, fake = checked_both(scores, labels)
+    order = np.argsort(-values, kind="stable")
+    last = np.append(np.diff(values[order]) != 0, True)
+    hits, called = np.cumsum(fake[order])[last], np.flatnonzero(last) + 1
+    return float((np.diff(hits, prepend=0) * hits / called).sum() / hits[-1])
+
+
 def accuracy(scores: ArrayLike, labels: ArrayLike, threshold: float) -> float:
     """Share of clips on the right side of `threshold` (fake: score >= threshold)."""
-    values, fake = _checked(scores, labels)
+    values, fake = checked(scores, labels)
     return float(((values >= threshold) == fake).mean())
 
 
 def balanced_accuracy(scores: ArrayLike, labels: ArrayLike, threshold: float) -> float:
     """Mean over the two classes of the share of clips on the right side of `threshold`."""
-    values, fake = _checked_both(scores, labels)
+    values, fake = checked_both(scores, labels)
     right = (values >= threshold) == fake
     return float((right[fake].mean() + right[~fake].mean()) / 2)
+
+
+def calibration_bins(scores: ArrayLike) -> NDArray[np.intp]:
+    """The bin of each score in [0, 1], of 10 of equal width: (bin / 10, (bin + 1) / 10], with 0 in the first.
+
+    Raises InputError for a score beyond [0, 1].
+    """
+    values = np.asarray(scores, np.float64)
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        raise InputError(f"{int(outside.sum())} of {len(values)} scores lie outside [0, 1], so they are no P(fake).")
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
+    return np.searchsorted(edges[1:-1], values, side="left")
+
+
+def calibration_error(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Expected calibration error in [0, 1]: |share of fake clips - mean score| of each bin, weighted by its clips.
+
+    10 bins of equal width (`calibration_bins`); of the label 'fake', as in Naeini, Cooper and Hauskrecht, AAAI 2015.
+    """
+    values, fake = checked(scores, labels)
+    return float(np.abs(np.bincount(calibration_bins(values), values - fake)).sum() / len(values))
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Clips with a score in (low, high]: their number, mean score and share of fake ones (None in an empty bin)."""
+
+    low: float
+    high: float
+    count: int
+    mean_score: float | None
+    fake_share: float | None
+
+
+def reliability(scores: ArrayLike, labels: ArrayLike) -> list[ReliabilityBin]:
+    """The reliability curve: what `calibration_error` sums over."""
+    values, fake = checked(scores, labels)
+    place = calibration_bins(values)
+    curve = []
+    for index in range(CALIBRATION_BINS):
+        inside = place == index
+        count = int(inside.sum())
+        means = (float(values[inside].mean()), float(fake[inside].mean())) if count else (None, None)
+        curve.append(ReliabilityBin(index / CALIBRATION_BINS, (index + 1) / CALIBRATION_BINS, count, *means))
+    return curve
 
 
 def best_threshold(scores: ArrayLike, labels: ArrayLike) -> float:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stgs.bilevel import Batch, architecture_update, weight_update
+from stgs.candidates import candidate_scores, random_genotypes
 from stgs.clips import ClipSet, require_features
-from stgs.config import InputError, SearchConfig
+from stgs.config import InputError, SearchConfig, require
 from stgs.cost import ExpectedParameters, require_fitting
-from stgs.decoding import decode, entropies, maximum_entropies, softmax
-from stgs.epoch_sums import EpochSums, slice_sums
+from stgs.decoding import architecture_columns, decode
+from stgs.epoch_sums import EpochSums
+from stgs.estimators import UNIFORM
 from stgs.layers import ForwardContext
 from stgs.losses import balanced_cross_entropy
 from stgs.metrics import auc
@@ -27,7 +29,8 @@ from stgs.optimizers import adam
 from stgs.parallel import SINGLE, Workers
 from stgs.progress import MemberProgress, MemberResult
 from stgs.schedule import ARCHITECTURE, WEIGHTS, epoch_batches, learning_rate, scheduled_temperature, update_order
-from stgs.search_space import ARCHITECTURE_PARAMETERS, IDENTITY, SearchSpace
+from stgs.search_space import SearchSpace
+from stgs.search_state import members_of
 from stgs.supernet import Member, Supernet
 
 STATE_VERSION = 3
@@ -50,7 +53,7 @@ class PopulationSearch:
         workers: this process among those that share each batch; all must make the same calls.
 
     Raises:
-        InputError: clips without a feature of the space, or with one of another size.
+        InputError: clips without a feature of the space, or with one of another size; `uniform` without candidates.
     """
 
     def __init__(
@@ -68,6 +71,10 @@ class PopulationSearch:
         self.space, self.config, self.train, self.dev, self.workers = space, config, train, dev, workers
         self._require_features()
         require_fitting(space, config.max_parameters)
+        require(
+            estimator != UNIFORM or config.candidates > 0,
+            f"candidates is 0, but the estimator {UNIFORM!r} chooses among them; give at least 1.",
+        )
         self.supernet = Supernet(
             space,
             members,
@@ -149,7 +156,8 @@ class PopulationSearch:
         if self._ready is None:
             self._ready = self._begin_epoch()
         num_train, num_dev = self._ready
-        planned = (num_train, 0 if self.epoch < self.config.warmup_epochs else num_dev)
+        still = self.epoch < self.config.warmup_epochs or self.supernet.estimator == UNIFORM
+        planned = (num_train, 0 if still else num_dev)
         # Other workers may cut clips that are streamed into another number of batches: the epoch is begun anew.
         if self._sums is None or self._sums.planned != planned:
             self._sums = EpochSums.begin(planned, len(self.active), self.supernet.temperature.device)
@@ -234,6 +242,11 @@ class PopulationSearch:
             if len(index):
                 yield index, self.dev.batch(index)
 
+    def _calibration_batches(self) -> Iterator[Batch]:
+        """This worker's share of training batches, the same ones each time."""
+        for index in epoch_batches(len(self.train), self.config.batch_size, self.config.data_seed, 0, "train"):
+            yield self.train.batch(index, self.workers)
+
     def dev_scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Logits of the dev clips [P, N] and losses [P], with probabilities in place of samples and no dropout."""
         context = ForwardContext(self.supernet.seeds, self.update, training=False, track_statistics=False)
@@ -258,7 +271,7 @@ class PopulationSearch:
         labels = self.dev.labels.cpu().numpy()
         columns["dev_accuracy"] = ((scores > 0) == (labels > 0)).mean(axis=1)
         logits = self.logits()
-        columns |= _architecture_columns(logits, self.space, self.config.architecture_weight_decay)
+        columns |= architecture_columns(logits, self.space, self.config.architecture_weight_decay)
         rows = []
         for position, member in enumerate(self.active):
             progress = self._progress[member]
@@ -277,8 +290,35 @@ class PopulationSearch:
                 progress.follow(row, genotype, architecture_updates, self.config.patience)
             rows.append(row)
         self.rows += rows
+        self._score_candidates()
         self._keep([number for number in self.active if self._progress[number].active])
         return rows
+
+    def _score_candidates(self) -> None:
+        """Before they are cut out: what the supernets of the members that end with this epoch say of candidates."""
+        done = self.epoch >= self.config.epochs
+        progress = [self._progress[member] for member in self.active]
+        ending = [at for at, one in enumerate(progress) if not one.failed and (done or not one.active)]
+        if not (self.config.candidates and ending):
+            return
+        # Members share their candidates, which compares them, but not where each is to find the best of its own.
+        uniform = self.supernet.estimator == UNIFORM
+        seeds = [self._members[self.active[at]][2] if uniform else self.config.data_seed for at in ending]
+        count, limit = self.config.candidates, self.config.max_parameters
+        drawn = {seed: random_genotypes(self.space, count, seed, limit) for seed in set(seeds)}
+        common = min(map(len, drawn.values()))
+        genotypes = [drawn[seed][:common] for seed in seeds]
+        scores = candidate_scores(
+            self.supernet,
+            ending,
+            genotypes,
+            train=self._calibration_batches(),
+            dev=self._evaluation_batches(),
+            labels=self.dev.labels[ending],
+            workers=self.workers,
+        )
+        for at, own, aucs in zip(ending, genotypes, scores.tolist(), strict=True):
+            progress[at].take_candidates(own, aucs, choose=uniform)
 
     def _keep(self, members: Sequence[int]) -> None:
         """Cut all active members but these out of the supernet, the optimisers and the labels."""
@@ -287,7 +327,7 @@ class PopulationSearch:
         if len(positions) not in (0, len(self.active)):
             for optimizer in (self.weight_optimizer, self.architecture_optimizer):
                 for state in optimizer.state.values():
-                    state |= {name: _members_of(value, positions) for name, value in state.items()}
+                    state |= {name: members_of(value, positions) for name, value in state.items()}
             self.supernet.keep_members(positions)
             self.train, self.dev = self.train.of_members(positions), self.dev.of_members(positions)
         self.active = list(members)
@@ -322,7 +362,7 @@ class PopulationSearch:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state of the same population (`slice_state` makes one of a part of it).
+        """Continue from a state of the same population (`stgs.search_state.slice_state` makes one of a part of it).
 
         Raises:
             InputError: a state of another version, or of members of other temperatures, num_samples or seeds.
@@ -347,51 +387,5 @@ class PopulationSearch:
         self._ready = None
 
 
-def slice_state(state: Mapping[str, Any], members: Sequence[int]) -> dict[str, Any]:
-    """The state of a part of a population: of the members with these numbers, in this order, numbered anew from 0."""
-    active = [member for member in members if member in state["active"]]
-    positions = [state["active"].index(member) for member in active]
-    sliced = dict(state)
-    if positions:  # otherwise nothing of the supernet is ever used again
-        sliced["supernet"] = {name: _members_of(value, positions) for name, value in state["supernet"].items()}
-        for name in ("weight_optimizer", "architecture_optimizer"):
-            moments = {
-                number: {key: _members_of(value, positions) for key, value in own.items()}
-                for number, own in state[name]["state"].items()
-            }
-            sliced[name] = {**state[name], "state": moments}
-        sliced["sums"] = None if state["sums"] is None else slice_sums(state["sums"], positions)
-    numbers = {member: number for number, member in enumerate(members)}
-    return sliced | {
-        "members": [state["members"][member] for member in members],
-        "active": [numbers[member] for member in active],
-        "rows": [{**row, "member": numbers[row["member"]]} for row in state["rows"] if row["member"] in numbers],
-        "progress": [state["progress"][member] for member in members],
-    }
-
-
-def _members_of(value: Tensor, positions: Sequence[int]) -> Tensor:
-    """A copy of the members at `positions` of a tensor [P, ...]; a scalar, such as Adam's count of steps, is whole."""
-    return value.clone() if value.dim() == 0 else value[list(positions)].contiguous()
-
-
 def _global_clips(batch: Batch) -> int:
     return batch.labels.shape[1] if batch.clips is None else batch.clips
-
-
-def _architecture_columns(
-    logits: Mapping[str, NDArray[np.float64]], space: SearchSpace, weight_decay: float
-) -> dict[str, NDArray[np.float64]]:
-    """What the rows say of the architecture: entropies, norms of the weight decay, and every probability; each [P]."""
-    nats, maximum = entropies(logits), maximum_entropies(space)
-    columns: dict[str, NDArray[np.float64]] = {}
-    probabilities = []
-    for name in ARCHITECTURE_PARAMETERS:
-        members = len(logits[name])
-        columns[f"entropy_{name}"] = nats[name]
-        columns[f"normalised_entropy_{name}"] = nats[name] / max(maximum[name], 1e-12)
-        columns[f"decay_norm_{name}"] = weight_decay * np.linalg.norm(logits[name].reshape(members, -1), axis=1)
-        p = softmax(logits[name])
-        probabilities.append(p.reshape(members, -1) if name == "gamma" else p[..., IDENTITY])
-    table = np.concatenate(probabilities, axis=1)
-    return columns | dict(zip(space.probability_names(), table.T, strict=True))

@@ -6,8 +6,9 @@ Everything is plain values, so that it can stand in a state file.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from stgs.config import SearchConfig
@@ -32,14 +33,19 @@ REACHABLE_LOGIT = 0.1
 class MemberResult:
     """What a member's search found: the genotype of its best epoch, and how it got there.
 
+    With the estimator `uniform`, which decides nothing, it is the best of the candidates after the last epoch instead.
+
     metrics: dev_auc and epoch of the best epoch, epochs run, normalised entropies at the end, whether the architecture
     has hardly moved, and the names of the parameters whose gradient was lost or whose entropy did not move (joined by a
-    space, empty for none). failure: one sentence, and no genotype, where the member's numbers ceased to be finite.
+    space, empty for none). candidates: random genotypes (JSON), each with its AUC on dev in the member's supernet at
+    the end, None where that is not finite. failure: one sentence, and no genotype, where the member's numbers ceased to
+    be finite.
     """
 
     genotype: Genotype | None
     metrics: dict[str, Any]
     failure: str | None = None
+    candidates: Sequence[tuple[str, float | None]] = ()
 
 
 class MemberProgress:
@@ -62,6 +68,8 @@ class MemberProgress:
                 "lowest_entropies": [math.inf] * len(ARCHITECTURE_PARAMETERS),
                 "highest_entropies": [-math.inf] * len(ARCHITECTURE_PARAMETERS),
                 "architecture_updates": 0,
+                "candidates": [],
+                "chosen": False,
                 "gradient_shares": [0.0] * len(ARCHITECTURE_PARAMETERS),
             }
         )
@@ -70,6 +78,11 @@ class MemberProgress:
     def active(self) -> bool:
         """Whether the member is still searched."""
         return not self.state["stopped_epoch"] and not self.state["failure"]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the member ended without a result."""
+        return bool(self.state["failure"])
 
     def fail(self, reason: str) -> None:
         """End the member without a result."""
@@ -100,6 +113,25 @@ class MemberProgress:
         if state["still"] >= patience and max(now) < DECIDED_ENTROPY:
             state["stopped_epoch"] = epoch
 
+    def take_candidates(self, genotypes: Sequence[str], aucs: Sequence[float], *, choose: bool) -> None:
+        """Keep what the member's supernet said of candidates on dev; not finite: nothing.
+
+        choose: the best of them is what the member found (of equal ones the first), whatever its logits say.
+        """
+        state = self.state
+        state["candidates"] = [
+            [genotype, value if math.isfinite(value) else None] for genotype, value in zip(genotypes, aucs, strict=True)
+        ]
+        if choose:
+            scored = [(genotype, value) for genotype, value in state["candidates"] if value is not None]
+            if not scored:
+                self.fail(
+                    "the scores of all candidates are not finite, so none can be chosen; lower the learning rates."
+                )
+                return
+            genotype, value = max(scored, key=itemgetter(1))
+            state |= {"best_auc": value, "best_epoch": state["epochs"], "best_genotype": genotype, "chosen": True}
+
     def result(self, config: SearchConfig) -> MemberResult:
         """What the member found; at least one epoch has been run."""
         state = self.state
@@ -114,11 +146,13 @@ class MemberProgress:
             "epochs": state["epochs"],
             "stopped_early": bool(state["stopped_epoch"]) and state["epochs"] < config.epochs,
             **{f"normalised_entropy_{name}": value for name, value in normalised.items()},
-            "hardly_moved": recent and min(undecided, default=0.0) > UNDECIDED_ENTROPY,
+            # Where a candidate was chosen the architecture stands still on purpose.
+            "hardly_moved": recent and not state.get("chosen") and min(undecided, default=0.0) > UNDECIDED_ENTROPY,
             "gradient_lost": self._gradient_lost(config),
             "entropy_unmoved": self._entropy_unmoved(config),
         }
-        return MemberResult(genotype_from_json(state["best_genotype"]), metrics)
+        candidates = [(genotype, value) for genotype, value in state.get("candidates", ())]
+        return MemberResult(genotype_from_json(state["best_genotype"]), metrics, candidates=candidates)
 
     def _choices(self) -> list[str]:
         """The parameters that have something to choose: with one candidate, the entropy is 0 for good."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stgs.candidates import uniform_weights
 from stgs.config import require, require_at_least
-from stgs.estimators import ESTIMATORS, gumbel_noises, relax
+from stgs.estimators import SAMPLERS, UNIFORM, gumbel_noises, relax
 from stgs.fused import weighted_sum
 from stgs.layers import ForwardContext, Head, Reshape, Tail, dropout_probabilities, reshape_features
 from stgs.operations import OperationShape, build_operation
@@ -99,9 +100,9 @@ class Supernet(nn.Module):
     Args:
         space: the search space.
         members: temperature, num_samples and seed of each member.
-        estimator: the gradient estimator of all members, one of `stgs.estimators.ESTIMATORS`.
+        estimator: the gradient estimator of all members, one of `stgs.estimators.ESTIMATORS`, or `uniform`.
         dropout, attention_dropout: in [0, 1).
-        initial_logit_scale: standard deviation of the architecture logits at the start.
+        initial_logit_scale: standard deviation of the architecture logits at the start; with `uniform` they are 0.
 
     Raises:
         InputError: no member, or unknown estimator.
@@ -123,10 +124,12 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         require(len(members) > 0, "members is empty, but a population needs at least one.")
-        require(estimator in ESTIMATORS, f"estimator is {estimator!r}; choose one of {', '.join(ESTIMATORS)}.")
+        require(estimator in SAMPLERS, f"estimator is {estimator!r}; choose one of {', '.join(SAMPLERS)}.")
         self.space = space
         self.estimator = estimator
         self.max_samples = max(member.num_samples for member in members)
+        if estimator == UNIFORM:
+            initial_logit_scale = 0.0
         seeds = [member.seed for member in members]
         self.register_buffer("seeds", seed_tensor(seeds), persistent=False)
         self.register_buffer("temperature", torch.tensor([float(m.temperature) for m in members]), persistent=False)
@@ -176,6 +179,7 @@ class Supernet(nn.Module):
     def candidate_weights(self, update: int | None, temperature: Tensor | None = None) -> dict[str, Tensor]:
         """Weights of the candidates of alpha, beta, gamma: relaxed with the noise of `update`, or, where it is None,
         the probabilities softmax(logits), as an evaluation uses them (paper, eq. 15, 18). Each shaped like its logits.
+        With `uniform` those of an update are an architecture drawn by chance, and have no gradient.
 
         temperature: that of this update, [P]; None for the members' own.
         """
@@ -183,6 +187,8 @@ class Supernet(nn.Module):
         parameters = self.architecture_parameters()
         if update is None or self.estimator == "softmax":
             return {name: torch.softmax(logits, dim=-1) for name, logits in parameters.items()}
+        if self.estimator == UNIFORM:
+            return uniform_weights(self.seeds, update, self.space)
         most = dict.fromkeys(parameters, self.max_samples)
         if self.estimator == "released":
             most["beta"] = 1  # the released code perturbs it once only (reference.md section 3)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +22,18 @@ SPLIT_SUBJECTS = {"train": 24, "dev": 12, "test": 12}
 
 
 def make_features(
-    folder: Path, *, strength: float = 1.5, seed: int = 0, subjects: Mapping[str, int] = SPLIT_SUBJECTS
+    folder: Path,
+    *,
+    strength: float = 1.5,
+    seed: int = 0,
+    subjects: Mapping[str, int] = SPLIT_SUBJECTS,
+    change: Callable[[list[dict[str, Any]]], object] = lambda rows: None,
 ) -> tuple[str, str]:
     """Write `folder`/features and `folder`/manifest; returns their paths.
 
     48 subjects, or `subjects` of each split, with a clip of each category. `visual.layer3` tells fake video (C, D) and
     `audio.layer2` fake sound (B, D) from real by a shift of `strength` standard deviations along one direction; the
-    others are noise.
+    others are noise. change: given the manifest's rows, to say something else of the same clips.
     """
     random = np.random.default_rng(seed)
     splits = [split for split, count in subjects.items() for _ in range(count)]
@@ -52,6 +58,7 @@ def make_features(
         }
         for subject, split, category in clips
     ]
+    change(rows)
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     manifest = str(folder / "manifest")
     manifest_meta = write_manifest(manifest, rows, {"demo": str(folder / "clips")}, {"planted": True})

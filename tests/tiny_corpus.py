@@ -81,7 +81,7 @@ def make_corpus(folder: Path, *, shards: int = 3, clips: int = 8) -> tuple[str, 
     return str(corpus), str(folder / "manifest")
 
 
-def corpus_source(folder: Path, shards: int = 3, **changes: Any) -> CorpusSource:
+def corpus_source(folder: Path, shards: int = 3, options: BackboneOptions = OPTIONS, **changes: Any) -> CorpusSource:
     """The corpus of `make_corpus` with small untrained backbones; changes: of how they are trained."""
     finetune = FinetuneConfig(**{"micro_batch": 2, "shuffle_clips": 4, **changes})
-    return open_corpus(*make_corpus(folder, shards=shards), OPTIONS, finetune)
+    return open_corpus(*make_corpus(folder, shards=shards), options, finetune)

@@ -41,11 +41,13 @@ def drive(address: str, folder: Path, points: int) -> dict[str, float]:
         storage.create(point_uri(run, pack.points[0].id, "result.json"), b"{}")
     settings = SearchSettings(channels=8, device="cpu")
     job = PackJob(run=run, space=settings.space(source), config=SearchConfig(epochs=1), device="cpu", threads=1)
-    with connect(address=address), driving([run]) as driver:
+    with connect(address=address), driving() as driver:
         before = peak_mebibytes()
         start = time.perf_counter()
         splits = source.load_splits(("train", "dev"))
-        failed = search_with_tune([(job, pack) for pack in packs], splits, driver, title="scale", progress=False)
+        failed = search_with_tune(
+            [(job, pack) for pack in packs], {job.run: splits}, driver, title="scale", progress=False
+        )
         seconds = time.perf_counter() - start
         assert not failed, failed
         return {"seconds": seconds, "before": before, "after": peak_mebibytes()}

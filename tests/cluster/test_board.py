@@ -13,7 +13,6 @@ import pytest
 import ray
 
 from cluster import driving
-from cluster.attempts import Pack
 from cluster.board import BOARD_LOST, SILENT_DEATHS, BoardLink, Limits, RunBoard, way_on
 from cluster.driving import Driver, spent_seconds
 from cluster.limits import RunLimits, worker_range
@@ -193,7 +192,7 @@ def test_a_lost_board_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ray.exceptions.ActorDiedError
 
     monkeypatch.setattr(ray, "get", get)
-    driver, link = Driver(Handle()), BoardLink(Handle(), "run", Pack("pack-0000", ()))
+    driver, link = Driver(Handle()), BoardLink(Handle(), ("run", "pack-0000"), 0)
     driver.look()
     assert driver.stop == BOARD_LOST
     assert link.begin() == BOARD_LOST, "and so do its trials"

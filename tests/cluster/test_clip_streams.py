@@ -13,8 +13,8 @@ from cluster.part_reader import Arrays, Part
 from data_prep import boxes, storage
 from data_prep.manifest import read_manifest, write_manifest
 from data_prep.storage import InputError
-from stgs.finetune import RawClips
 from stgs.parallel import Workers
+from stgs.streamed import RawClips
 from tests.tiny_corpus import make_corpus
 
 COUNTS = (7, 3, 9, 4, 6, 8, 2)

@@ -130,7 +130,7 @@ class Driver:
 
     def __call__(self, config: GridConfig) -> GridResult | Stop:
         begun = grid._begin(RUN, config, self._source, resume=True)
-        trials = begun.trials(self._source)
+        trials = begun.trials()
         grid._forget_failures(trials)
         for job, pack in trials:
             stop = search_pack(job, pack, self._splits["train"], self._splits["dev"], lambda row: None)

@@ -66,11 +66,12 @@ def test_a_pack_that_kills_its_process_fails_and_the_others_stand(
 ) -> None:
     search = engines.run_trial
 
-    def trial(config: dict[str, Any], *, jobs: Any, train: Any, dev: Any, board: Any) -> None:
+    def trial(config: dict[str, Any], *, jobs: Any, clips: Any, board: Any) -> None:
         chosen = engines._chosen(config, jobs)
         if chosen[1].name == "pack-0001":  # before it says anything
             os._exit(1)
-        search(chosen, deadly if chosen[1].name == "pack-0000" else train, dev, board)
+        splits = ray.get(clips[0])
+        search(chosen, deadly if chosen[1].name == "pack-0000" else splits["train"], splits["dev"], board)
 
     deadly: Any = Deadly()
     config = replace(CONFIG, temperatures=(5.0, 10.0, 20.0), num_samples=(5,), pack=1)

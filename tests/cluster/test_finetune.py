@@ -57,7 +57,7 @@ class Searched(FinetuneSearch):
         cell = CellGene(("visual.pooled", "audio.pooled"), (StepGene("sum", ("in1", "in2")),))
         found = Genotype(features={"visual.pooled": 4, "audio.pooled": 4}, channels=4, length=2, cells=(cell,))
         genotype = None if self.failure else found
-        return [SimpleNamespace(genotype=genotype, failure=self.failure, metrics={})]
+        return [SimpleNamespace(genotype=genotype, failure=self.failure, metrics={}, candidates=())]
 
     def best_backbones(self) -> dict[str, dict[str, torch.Tensor]]:
         return {sense: {"weight": torch.tensor(self.number)} for sense in SENSES}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,25 +13,21 @@ import pytest
 from cluster.attempts import Point
 from cluster.controls import (
     AUDIO,
-    CONTROLS,
     GRID,
     RANDOM,
     SHUFFLED,
     VISUAL,
-    control_grids,
     network_uri,
-    random_genotypes,
-    random_jobs,
 )
 from cluster.evaluation import choose, evaluate_run, network_uris, score_clips
 from cluster.features import FeatureSource, open_features
 from cluster.found_loop import NetworkJob, read_network, train_networks
 from cluster.grid import read_grid
-from cluster.settings import GridConfig, SearchSettings, settings_of
+from cluster.settings import GridConfig, SearchSettings
 from data_prep import boxes, storage
 from data_prep.storage import InputError
-from stgs.config import FoundConfig, SearchConfig
-from stgs.genotype import CellGene, Genotype, StepGene, count_parameters, genotype_from_json
+from stgs.config import FoundConfig
+from stgs.genotype import CellGene, Genotype, StepGene
 from stgs.metrics import auc
 from tests.planted import FEATURES, LENGTH, make_features
 
@@ -116,7 +111,8 @@ def test_evaluation_reads_test_once(trained: str, source: FeatureSource) -> None
     network = result["networks"][result["found"]]
     assert network["auc"]["low"] <= network["auc"]["value"] <= network["auc"]["high"]
     # B, C and D can all be told from A by both senses, C by audio alone cannot.
-    assert network["auc_by_category"]["C"] > result["networks"][result["best_single_sense"]]["auc_by_category"]["C"]
+    deaf = result["networks"][result["best_single_sense"]]
+    assert network["auc_by_category"]["C"]["value"] > deaf["auc_by_category"]["C"]["value"]
     table = boxes.read_table(f"{trained}/evaluation/planted/scores.parquet")
     scores, labels = table[result["found"]].to_numpy(), table["label"].to_numpy()
     assert auc(scores, labels) == network["auc"]["value"]
@@ -175,62 +171,3 @@ def test_choose_takes_the_best_on_dev_of_the_given_arms() -> None:
     assert choose(facts, (GRID,)) == "grid/t5", "of equal networks the first point's"
     assert choose(facts, (VISUAL, AUDIO)) == "audio/t5"
     assert choose(facts, (RANDOM,)) is None
-
-
-def test_control_grids_differ_in_nothing_but_the_control(source: FeatureSource) -> None:
-    grids = control_grids("run", GRID_CONFIG, CONTROLS, source, shuffles=20)
-    assert set(grids) == {"run/parts/visual", "run/parts/audio", "run/parts/shuffled"}
-    for sense in (VISUAL, AUDIO):
-        control = grids[f"run/parts/{sense}"]
-        assert control.settings.sense == sense
-        assert replace(control, settings=GRID_CONFIG.settings) == GRID_CONFIG
-    shuffled = grids["run/parts/shuffled"].points()
-    assert [point.shuffle_seed for point in shuffled] == list(range(20))
-    assert len({point.id for point in shuffled}) == 20
-
-
-def test_controls_of_a_grid_with_more_axes(source: FeatureSource) -> None:
-    config = replace(GRID_CONFIG, axes={"sense": ("visual", "both"), "dropout": (0.1, 0.2), "channels": (8, 16)})
-    grids = control_grids("run", config, CONTROLS, source, shuffles=3)
-    audio = grids["run/parts/audio"]
-    assert audio.axes == {"dropout": (0.1, 0.2), "channels": (8, 16)}
-    assert {settings_of(audio.settings, options).sense for options in audio.options()} == {"audio"}
-    shuffled = grids["run/parts/shuffled"]
-    assert len(shuffled.points()) == 3
-    assert (shuffled.settings.channels, shuffled.settings.search.dropout) == (8, 0.1), "the first of each axis"
-
-
-def test_controls_of_one_sense_have_that_sense_s_choices_of_features(source: FeatureSource) -> None:
-    choices = (("visual.*",), ("audio.*",), ("visual.*", "audio.layer2"), ("*.layer?",))
-    config = replace(GRID_CONFIG, axes={"feature_names": choices})
-    grids = control_grids("run", config, CONTROLS, source, shuffles=3)
-    assert grids["run/parts/visual"].axes == {"feature_names": (choices[0], choices[2], choices[3])}
-    assert grids["run/parts/audio"].axes == {"feature_names": (choices[1], choices[3])}
-    for sense in (VISUAL, AUDIO):
-        control = grids[f"run/parts/{sense}"]
-        for options in control.options():
-            assert len(settings_of(control.settings, options).space(source).features) >= 2
-    few = replace(GRID_CONFIG, axes={"feature_names": choices[::2]})
-    assert list(control_grids("run", few, (VISUAL,), source, shuffles=3)) == ["run/parts/visual"]
-    with pytest.raises(InputError, match=r"hold fewer than 2 of audio, .*; name the other --controls"):
-        control_grids("run", few, CONTROLS, source, shuffles=3)
-
-
-def test_random_genotypes_keep_the_limit_of_the_search(source: FeatureSource) -> None:
-    settings = replace(GRID_CONFIG.settings, search=SearchConfig(max_parameters=1200))
-    jobs = random_jobs("run", replace(GRID_CONFIG, settings=settings), source, count=6)
-    counts = [count_parameters(genotype_from_json(job.genotype)) for job in jobs]
-    assert len(counts) == 6
-    assert max(counts) <= 1200
-    free = random_jobs("run", GRID_CONFIG, source, count=6)
-    assert max(count_parameters(genotype_from_json(job.genotype)) for job in free) > 1200
-
-
-def test_random_genotypes_differ_and_obey_the_space(source: FeatureSource) -> None:
-    space = GRID_CONFIG.settings.space(source)
-    found = random_genotypes(space, 8, seed=3)
-    assert len(set(found)) == 8
-    assert found == random_genotypes(space, 8, seed=3)
-    assert found != random_genotypes(space, 8, seed=4)
-    parsed: list[Any] = [genotype_from_json(text) for text in found]
-    assert all(one.channels == 8 and one.length == LENGTH for one in parsed)

@@ -255,7 +255,7 @@ def test_failures_are_forgotten_when_points_are_tried_again_and_not_before(
     seen: list[str | None] = []
 
     def no_search(trials: Any, splits: Any, driver: Any, **_: Any) -> dict[Any, str]:
-        assert sorted(splits) == ["dev", "train"]
+        assert {of_run: sorted(own) for of_run, own in splits.items()} == {run: ["dev", "train"]}
         seen.append(read_failure(run, first))
         return {(run, "pack-0000"): "no luck", (run, "pack-0001"): "nor here"}
 

@@ -102,7 +102,7 @@ def test_a_resume_with_more_devices_splits_automatic_packs(
         assert [len(pack.points) for pack in first.packs] == [4]
         # The number of devices is no part of what the run was begun with.
         again = grid._begin(run, replace(config, devices=2), source, resume=True)
-        trials = again.trials(source)
+        trials = again.trials()
         assert [len(pack.points) for _, pack in trials] == expected
         assert [point for _, pack in trials for point in pack.points] == config.points()
 

@@ -121,7 +121,7 @@ def test_actors_share_gpus_as_far_as_memory_and_cpus_allow(
     monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], mebibytes: int | None, actors: int
 ) -> None:
     cluster_of(monkeypatch, *nodes, gpu_memory=None if mebibytes is None else mebibytes * MEBIBYTE)
-    share = prepare_module._gpu_share()
+    share = prepare_module.gpu_share()
     assert shards._number_of_actors(None, 1000, 1, share, "") == actors
     # No GPU is promised to more actors than it has shares, in Ray's steps of 0.0001.
     assert share == round(share, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,20 @@ def test_score_repeats_the_evaluation(out: Path, outcome: Outcome, tmp_path: Pat
     broken.write_bytes(Path(videos[0]).read_bytes()[:2000])
 
     faces = tmp_path / "faces.jpg"
-    result = score.run(score.ScoreJobConfig(videos=(*videos, str(broken)), run=str(folder / "run"), faces=str(faces)))
+    lines = tmp_path / "scores.jsonl"
+    result = score.run(
+        score.ScoreJobConfig(
+            videos=(*videos, str(broken)),
+            run=str(folder / "run"),
+            window="corpus",
+            faces=str(faces),
+            json_lines=str(lines),
+            processes=1,
+        )
+    )
     for row, clip in zip(rows, result.payload["clips"], strict=False):
-        # The same features to the bit; the network's products round by the number of clips in a batch.
-        assert clip["p_fake"] == pytest.approx(expected[row["clip_id"]], abs=1e-6)
+        assert clip["p_fake"] == expected[row["clip_id"]], "the same bits"
+    assert [json.loads(line) for line in lines.read_text().splitlines()] == result.payload["clips"]
     assert result.payload["clips"][2]["refused"] == "unreadable"
     assert result.exit_code == PARTLY
     assert faces.read_bytes()[:2] == b"\xff\xd8"

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import distributed
 
 from stgs.backbone_base import build_backbone
 from stgs.backbone_trainer import FinetuneConfig
 from stgs.backbones import BACKBONES, BackboneConfig
 from stgs.config import InputError, SearchConfig
-from stgs.finetune import FinetuneSearch, RawClips
+from stgs.finetune import FinetuneSearch
 from stgs.parallel import SINGLE, Workers, default_workers
-from stgs.schedule import epoch_batches
 from stgs.search_space import search_space
 from stgs.supernet import Member
+from tests.memory_stream import MemoryStream
 from tests.tiny_backbone import TinyBackbone, random_clips
 
 LENGTH, BATCH, SECONDS = 2, 6, 60
@@ -47,42 +46,14 @@ CONFIG = SearchConfig(epochs=2, batch_size=BATCH)
 FINETUNE = FinetuneConfig(micro_batch=4, backbone_learning_rate=1e-3)
 
 
-@dataclass
-class Memory:
-    """A stream of clips that stand in memory, dealt out as cached features are."""
-
-    split: str
-    num_clips: int
-    workers: Workers = SINGLE
-
-    def __post_init__(self) -> None:
-        self.frames, self.spectrogram = random_clips(self.num_clips, LENGTH, seed=self.num_clips)
-        self.labels: NDArray[np.int8] = (np.arange(self.num_clips) % 3 > 0).astype(np.int8)
-
-    def num_batches(self, epoch: int) -> int:
-        return -(-self.num_clips // BATCH)
-
-    def batches(self, epoch: int) -> Iterator[RawClips]:
-        for index in epoch_batches(self.num_clips, BATCH, 0, epoch, self.split):
-            yield self._at(self.workers.share(index), len(index))
-
-    def in_order(self) -> Iterator[RawClips]:
-        for start in range(self.workers.rank, self.num_clips, 5 * self.workers.world):
-            index = np.arange(start, self.num_clips, self.workers.world)[:5]
-            yield self._at(index, len(index))
-
-    def _at(self, index: NDArray[np.int64], clips: int) -> RawClips:
-        return RawClips(self.frames.numpy()[index], self.spectrogram.numpy()[index], index, clips)
-
-
 def search(workers: Workers = SINGLE, **changes: Any) -> FinetuneSearch:
     return FinetuneSearch(
         SPACE,
         [Member(10.0, 5, 3)],
         estimator="stgs",
         config=CONFIG,
-        train=Memory("train", 15, workers),
-        dev=Memory("dev", 9, workers),
+        train=MemoryStream("train", 15, BATCH, LENGTH, workers),
+        dev=MemoryStream("dev", 9, BATCH, LENGTH, workers),
         backbones=TINY,
         finetune=replace(FINETUNE, **changes),
         workers=workers,
@@ -272,7 +243,7 @@ def test_an_overflow_that_stays_ends_the_search_and_names_the_precision(monkeypa
 
 def test_several_points_and_foreign_spaces_are_refused() -> None:
     arguments: dict[str, Any] = {"estimator": "stgs", "config": CONFIG, "backbones": TINY, "finetune": FINETUNE}
-    arguments |= {"train": Memory("train", 15), "dev": Memory("dev", 9)}
+    arguments |= {"train": MemoryStream("train", 15, BATCH, LENGTH), "dev": MemoryStream("dev", 9, BATCH, LENGTH)}
     member = Member(1.0, 1, 0)
     with pytest.raises(InputError, match="2 points are to share the backbones"):
         FinetuneSearch(SPACE, [member, member], **arguments)

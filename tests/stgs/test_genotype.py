@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from stgs.config import InputError
 from stgs.decoding import decode
 from stgs.found_network import FoundNetwork
 from stgs.genotype import Genotype, count_classifier, count_macs, count_parameters, genotype_from_json
+from stgs.layers import ForwardContext
 from stgs.search_space import RELEASED_FEATURES, search_space
 
 Steps = list[tuple[str, str, str]]
@@ -81,6 +84,22 @@ def test_counts_equal_the_built_network(genotype: Genotype) -> None:
     classifier = sum(p.numel() for p in network.head.classifier.parameters())
     assert count_classifier(genotype) == classifier
     assert count_parameters(genotype) == sum(p.numel() for p in network.parameters()) - classifier
+
+
+@pytest.mark.parametrize("genotype", [read(FIRST), read(SECOND), *random_genotypes(12)])
+def test_macs_agree_with_a_counter_of_matrix_products(genotype: Genotype) -> None:
+    clips = 3
+    network = FoundNetwork(genotype, [0])
+    features = {}
+    for name in genotype.used_features:
+        positions = () if name.endswith(".pooled") else (genotype.length,)
+        features[name] = torch.zeros(clips, *positions, genotype.features[name])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(features, ForwardContext(network.seeds, 0, training=False, track_statistics=False))
+    # A multiply-accumulate is two operations. The classifier is written as a product and a sum of single numbers, which
+    # the counter does not see; it has a weight, and so a multiply-accumulate, for each of its inputs.
+    classifier = network.head.classifier.weight[0].numel()
+    assert counter.get_total_flops() / (2 * clips) + classifier == count_macs(genotype)
 
 
 def test_macs_of_a_hand_counted_genotype() -> None:

@@ -5,6 +5,8 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+import sklearn.calibration
+import sklearn.metrics
 
 from stgs import metrics
 from stgs.config import InputError
@@ -91,6 +93,49 @@ def test_equal_error_rate_of_two_normals() -> None:
     assert metrics.equal_error_rate(scores, labels) == pytest.approx(NormalDist().cdf(-1.0), abs=1 / 2000)
 
 
+@pytest.mark.parametrize(("scores", "labels"), cases())
+def test_metrics_agree_with_scikit_learn(scores: np.ndarray, labels: np.ndarray) -> None:
+    called = scores >= 0.5
+    expected = {
+        metrics.auc(scores, labels): sklearn.metrics.roc_auc_score(labels, scores),
+        metrics.average_precision(scores, labels): sklearn.metrics.average_precision_score(labels, scores),
+        metrics.accuracy(scores, labels, 0.5): sklearn.metrics.accuracy_score(labels, called),
+        metrics.balanced_accuracy(scores, labels, 0.5): sklearn.metrics.balanced_accuracy_score(labels, called),
+    }
+    for found, value in expected.items():
+        assert found == pytest.approx(value, abs=1e-12)
+    false_positive, true_positive, _ = sklearn.metrics.roc_curve(labels, scores, drop_intermediate=False)
+    for ours, theirs in zip(metrics.roc_curve(scores, labels), (false_positive, true_positive), strict=False):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+# With scores on the bins' borders, too.
+@pytest.mark.parametrize("levels", [10, 1000])
+def test_calibration_agrees_with_scikit_learn(levels: int) -> None:
+    random = np.random.default_rng(levels)
+    scores = random.integers(0, levels + 1, 500) / levels
+    labels = (random.random(500) < scores**2).astype(int)
+    curve = metrics.reliability(scores, labels)
+    shares, means = sklearn.calibration.calibration_curve(labels, scores, n_bins=10)
+    kept = [point for point in curve if point.count]
+    np.testing.assert_allclose([point.fake_share for point in kept], shares, atol=1e-12)
+    np.testing.assert_allclose([point.mean_score for point in kept], means, atol=1e-12)
+    assert sum(point.count for point in curve) == 500
+    expected = sum(
+        point.count / 500 * abs(share - mean) for point, share, mean in zip(kept, shares, means, strict=True)
+    )
+    assert metrics.calibration_error(scores, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_calibration_of_extremes() -> None:
+    assert metrics.calibration_error([0.0, 1.0], [0, 1]) == 0.0
+    assert metrics.calibration_error([1.0, 0.0], [0, 1]) == 1.0
+    empty = metrics.reliability([0.05], [1])[3]
+    assert (empty.low, empty.high, empty.count, empty.mean_score, empty.fake_share) == (0.3, 0.4, 0, None, None)
+    with pytest.raises(InputError, match=r"1 of 2 scores lie outside \[0, 1\]"):
+        metrics.calibration_error([0.5, 1.5], [0, 1])
+
+
 def test_accuracies() -> None:
     scores, labels = [0.1, 0.6, 0.5, 0.9, 0.4], [0, 0, 1, 1, 1]
     assert metrics.accuracy(scores, labels, 0.5) == pytest.approx(3 / 5)
@@ -122,7 +167,15 @@ def test_best_threshold_of_hand_made_cases() -> None:
 
 
 @pytest.mark.parametrize(
-    "metric", [metrics.auc, metrics.roc_curve, metrics.equal_error_rate, metrics.best_threshold, "balanced_accuracy"]
+    "metric",
+    [
+        metrics.auc,
+        metrics.average_precision,
+        metrics.roc_curve,
+        metrics.equal_error_rate,
+        metrics.best_threshold,
+        "balanced_accuracy",
+    ],
 )
 @pytest.mark.parametrize(
     ("scores", "labels", "named"),

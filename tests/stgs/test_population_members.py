@@ -10,7 +10,8 @@ import torch
 
 from stgs import progress
 from stgs.config import InputError
-from stgs.population import PopulationSearch, slice_state
+from stgs.population import PopulationSearch
+from stgs.search_state import slice_state
 from stgs.supernet import Member
 from tests.populations import LOSSES, MEMBERS, Build, assert_same_course, build_search, run, through_a_file
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from stgs.population import PopulationSearch, slice_state
+from stgs.population import PopulationSearch
+from stgs.search_state import slice_state
 from tests.populations import MEMBERS, assert_same_course, build_search, run, through_a_file
 
 SCHEDULED = {"temperature_schedule": "exponential", "final_temperature": 2.0}

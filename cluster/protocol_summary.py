@@ -1,0 +1,209 @@
+"""What the parts of a protocol say together, from the files of their evaluations alone."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.protocol_splits import CROSS, FOLDS, MANIFEST, METHOD, PROTOCOL_KEY
+from cluster.runs import part_uri, read_config
+from data_prep import storage
+from data_prep.storage import InputError
+
+METRICS = (
+    "auc",
+    "average_precision",
+    "equal_error_rate",
+    "accuracy",
+    "accuracy_dev_threshold",
+    "balanced_accuracy",
+    "calibration_error",
+)
+"""Measures of the found network that are told of every part, as evaluation/<data set>/metrics.json names them."""
+_SHOWN = {"auc": "AUC", "accuracy": "accuracy"}
+_VERSION = 2
+_METRICS_FILE = "/metrics.json"
+_NOT_EVALUATED = "it has not been evaluated; run 'stgs evaluate'"
+_NO_ESTIMATE = {"value": None, "low": None, "high": None}
+
+Estimate = dict[str, Any]
+
+
+def summary(run: str) -> dict[str, Any]:
+    """The found network of each part of a run, on each data set of its test clips.
+
+    protocol: its name. parts: name -> split (its settings), datasets (name -> network, clips, subjects and METRICS,
+    each an estimate {value, low, high, sentence}), sentence (why there are none, or null). over_parts: of folds and
+    methods, data set -> measure -> {mean, deviation, count, of, sentence}: over the parts that have a value, `count` of
+    the `of` parts that were tested there; deviation is the standard deviation (n - 1) of parts, no interval; null else.
+    matrix: of cross, {datasets, cells}: train data set -> test data set -> {auc, accuracy}; null else.
+
+    A run without parts has none of them. Raises InputError if there is no run, or for a damaged file.
+    """
+    protocol: Mapping[str, Any] = read_config(run).get(PROTOCOL_KEY) or {}
+    splits: Mapping[str, Any] = protocol.get("parts", {})
+    parts = {name: _part(part_uri(run, name), split) for name, split in splits.items()}
+    name = protocol.get("protocol", MANIFEST)
+    return {
+        "protocol": name,
+        "parts": parts,
+        "over_parts": _over_parts(parts) if name in (FOLDS, METHOD) else None,
+        "matrix": _matrix(parts) if name == CROSS else None,
+    }
+
+
+def _part(uri: str, split: Mapping[str, Any]) -> dict[str, Any]:
+    root = storage.join(uri, "evaluation")
+    datasets, sentence = {}, None
+    for path in sorted(storage.list(root)):
+        if not path.endswith(_METRICS_FILE):
+            continue
+        content = _read(storage.join(root, path))
+        if content.get("version") != _VERSION:
+            sentence = f"{storage.join(root, path)} is of another version of this program, and left out"
+        elif content["found"] is None:
+            sentence = f"{storage.join(root, path)} has no found network"
+        else:
+            found = content["networks"][content["found"]]
+            datasets[path.removesuffix(_METRICS_FILE)] = {
+                "network": content["found"],
+                "clips": content["clips"],
+                "subjects": content["subjects"],
+                **{name: found[name] for name in METRICS if name in found},
+            }
+    if not datasets and sentence is None:
+        sentence = _NOT_EVALUATED
+    return {"split": dict(split), "datasets": datasets, "sentence": sentence}
+
+
+def _read(uri: str) -> dict[str, Any]:
+    try:
+        content = json.loads(storage.read(uri))
+    except ValueError as error:
+        raise InputError(f"{uri} is damaged ({error}); put it back from a copy of the run.") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{uri} is damaged (no JSON object); put it back from a copy of the run.")
+    return content
+
+
+def _over_parts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    datasets = dict.fromkeys(dataset for part in parts.values() for dataset in part["datasets"])
+    return {
+        dataset: {
+            name: _mean([part["datasets"][dataset].get(name) for part in parts.values() if dataset in part["datasets"]])
+            for name in METRICS
+        }
+        for dataset in datasets
+    }
+
+
+def _mean(estimates: Sequence[Estimate | None]) -> dict[str, Any]:
+    values = [estimate["value"] for estimate in estimates if estimate is not None and estimate["value"] is not None]
+    sentence = None
+    if not values:
+        sentence = "no part has a value"
+    elif len(values) == 1:
+        sentence = "one part alone has no deviation"
+    elif len(values) < len(estimates):
+        sentence = f"{len(estimates) - len(values)} of {len(estimates)} parts have no value"
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "count": len(values),
+        "of": len(estimates),
+        "sentence": sentence,
+    }
+
+
+def _matrix(parts: Mapping[str, Any]) -> dict[str, Any]:
+    cells: dict[str, dict[str, Any]] = {}
+    for part in parts.values():
+        (train,) = part["split"]["train_datasets"]
+        cells[train] = {
+            dataset: {name: _estimate(part, dataset, name) for name in _SHOWN}
+            for dataset in part["split"]["test_datasets"]
+        }
+    return {"datasets": list(cells), "cells": cells}
+
+
+def _estimate(part: Mapping[str, Any], dataset: str, name: str) -> Estimate:
+    missing = {**_NO_ESTIMATE, "sentence": part["sentence"] or f"it was not tested on {dataset}"}
+    found: Estimate = part["datasets"].get(dataset, {}).get(name, missing)
+    return found
+
+
+def summary_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One flat row for each part and data set of a `summary`: part, dataset, network, clips, subjects, and value, low
+    and high of every measure; then one for the mean and one for the deviation of each data set.
+    """
+    rows = []
+    for part, facts in content["parts"].items():
+        for dataset, measured in facts["datasets"].items():
+            row = {"part": part, "dataset": dataset}
+            row |= {name: measured[name] for name in ("network", "clips", "subjects")}
+            for name in METRICS:
+                estimate = measured.get(name, _NO_ESTIMATE)
+                row |= {name: estimate["value"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
+            rows.append(row)
+    for dataset, measures in (content["over_parts"] or {}).items():
+        for statistic in ("mean", "deviation"):
+            row = {"part": statistic, "dataset": dataset, "network": None, "clips": None, "subjects": None}
+            for name in METRICS:
+                row |= {name: measures[name][statistic], f"{name}_low": None, f"{name}_high": None}
+            rows.append(row)
+    return rows
+
+
+def summary_text(content: Mapping[str, Any]) -> list[str]:
+    """A `summary` in lines; none where the run has no parts."""
+    if not content["parts"]:
+        return []
+    lines = [f"protocol {content['protocol']}: the found network of each of {len(content['parts'])} parts, on test"]
+    for part, facts in content["parts"].items():
+        for dataset, measured in facts["datasets"].items():
+            told = ", ".join(f"{title} {_told(measured.get(name))}" for name, title in _SHOWN.items())
+            lines.append(f"  {part} on {dataset}: {told}")
+        if facts["sentence"] is not None:
+            lines.append(f"  {part}: {facts['sentence']}")
+    for dataset, measures in (content["over_parts"] or {}).items():
+        told = ", ".join(f"{title} {_mean_told(measures[name])}" for name, title in _SHOWN.items())
+        lines.append(f"  all parts on {dataset}: {told}")
+    if content["matrix"] is not None:
+        lines += _matrix_lines(content["matrix"])
+    return lines
+
+
+def _told(estimate: Estimate | None) -> str:
+    if estimate is None or estimate["value"] is None:
+        return "unknown" if estimate is None or estimate["sentence"] is None else f"unknown ({estimate['sentence']})"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f}"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _mean_told(measure: Mapping[str, Any]) -> str:
+    if measure["mean"] is None:
+        return f"unknown ({measure['sentence']})"
+    spread = "" if measure["deviation"] is None else f", standard deviation {measure['deviation']:.3f}"
+    note = "" if measure["sentence"] is None else f" ({measure['sentence']})"
+    return f"{measure['mean']:.3f} on average{spread}{note}"
+
+
+def _matrix_lines(matrix: Mapping[str, Any]) -> list[str]:
+    names = matrix["datasets"]
+    table = [["", *names]]
+    for train in names:
+        pairs = [matrix["cells"][train][dataset] for dataset in names]
+        table.append([train, *(" / ".join(_short(pair[name]) for name in _SHOWN) for pair in pairs)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["AUC / accuracy, searched and trained on (down), tested on (across):"]
+    for head, *cells in table:
+        told = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  " + "  ".join([head.ljust(widths[0]), *told]))
+    return lines
+
+
+def _short(estimate: Estimate) -> str:
+    return "-" if estimate["value"] is None else f"{estimate['value']:.3f}"

@@ -1,0 +1,81 @@
+"""Clips that are read while they are used, as frames and spectrograms: where backbones are trained.
+
+Shapes: N clips of a split, B clips of this worker's part of a batch, T frames, S spectrogram frames, F frequencies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stgs.bilevel import Batch
+from stgs.clips import ClipSet
+
+
+@dataclass(frozen=True, slots=True)
+class RawClips:
+    """This worker's clips of a batch, as arrays that may be written to.
+
+    frames: uint8 [B, T, 3, H, W]. spectrogram: float32 [B, S, F]. index: positions in the split, int64 [B]. clips:
+    number of clips of the whole batch, all workers' together.
+    """
+
+    frames: NDArray[np.uint8]
+    spectrogram: NDArray[np.float32]
+    index: NDArray[np.int64]
+    clips: int
+
+
+class ClipStream(Protocol):
+    """A split whose clips are read while they are used, each worker its share."""
+
+    @property
+    def labels(self) -> NDArray[np.int8]:
+        """0 real, 1 fake, of all workers' clips, [N]; the same on every worker."""
+
+    def num_batches(self, epoch: int) -> int:
+        """Batches of an epoch; the same on every worker."""
+
+    def batches(self, epoch: int) -> Iterator[RawClips]:
+        """One pass over this worker's clips in the order of `epoch`: `num_batches(epoch)` batches, none empty."""
+
+    def in_order(self) -> Iterator[RawClips]:
+        """This worker's clips, the same ones in every call; each clip of the split is one worker's."""
+
+
+class StreamedClips(ClipSet):
+    """A split without features in memory: labels [1, N] and class weights [1, 2] are, the clips come from `stream`.
+
+    balance: class weights to use; None computes them from the stream's labels.
+    """
+
+    def __init__(self, stream: ClipStream, device: torch.device | str, balance: Tensor | None = None) -> None:
+        super().__init__({}, stream.labels, members=1, device=device, balance=balance)
+        self.stream = stream
+        # Reader of the epoch under way, and the batches that came from it.
+        self._clips: Iterator[RawClips] = iter(())
+        self._read = 0
+
+    def begin_epoch(self, epoch: int) -> int:
+        """Read the clips of `epoch` from its first one on. Returns its number of batches."""
+        self._clips, self._read = self.stream.batches(epoch), 0
+        return self.stream.num_batches(epoch)
+
+    def at(self, number: int) -> RawClips:
+        """Batch `number` of the epoch; those before it that this process has not read are passed over."""
+        while True:
+            clips = next(self._clips)
+            self._read += 1
+            if self._read > number:
+                return clips
+
+    def with_features(self, clips: RawClips, features: Mapping[str, Tensor]) -> Batch:
+        """The batch of clips whose features these are."""
+        where = torch.as_tensor(clips.index, device=self.labels.device)
+        return Batch(features, self.labels.index_select(1, where), self.class_weights, clips=clips.clips)

@@ -22,7 +22,10 @@ from tests.s3 import KEY, SECRET, s3_bucket
 
 SETTINGS = SearchSettings(device="cpu", channels=8, search=SearchConfig(epochs=3, batch_size=32))
 CONFIG = GridConfig(temperatures=(5.0, 10.0), num_samples=(5,), pack=1, devices=2, settings=SETTINGS)
-WORDS = "--device cpu --channels 8 --epochs 3 --batch-size 32 --temperatures 5 10 --num-samples 5 --pack 1 --devices 2 --candidates 0"
+WORDS = (
+    "--device cpu --channels 8 --epochs 3 --batch-size 32 --temperatures 5 10 --num-samples 5 --pack 1 --devices 2 "
+    "--candidates 0"
+)
 # On a machine that does much else.
 TIMEOUT_S = 110
 VOLATILE = ("seconds", "device_seconds", "curves")

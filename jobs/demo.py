@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.audits import read_audit
+from cluster.controls import CONTROL_SEARCHES
 from cluster.session import connect
 from cluster.settings import CANDIDATES, GridConfig, SearchSettings
 from cluster.shards import progress_bar
@@ -47,6 +48,7 @@ class DemoJobConfig:
     batch_size: int = option(32, help="clips a batch, in search and training")
     dropout: float = option(0.5, help="dropout, in search and training: there are few people to learn from")
     learning_rate_max: float = option(3e-3, help="highest learning rate of the weights, in search and training")
+    control_searches: int = option(CONTROL_SEARCHES, help="searches of the softmax and the uniform control, at most")
     shuffles: int = option(20, help="searches of the shuffled control")
     random_genotypes: int = option(16, help="genotypes of the random control")
     session: SessionOptions = group(SessionOptions)
@@ -127,6 +129,7 @@ def _run_seed(config: DemoJobConfig, seed: int, folder: str) -> dict[str, Any]:
         lambda: train.run(
             train.TrainJobConfig(
                 run=run_uri,
+                control_searches=config.control_searches,
                 shuffles=config.shuffles,
                 random_genotypes=config.random_genotypes,
                 found=FoundConfig(epochs=config.found_epochs, data_seed=seed, **common),

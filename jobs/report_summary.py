@@ -95,6 +95,7 @@ def _how_sure(facts: RunFacts, reading: Reading) -> list[str | None]:
         sure.append(f"The difference to the best single sense, {difference_words(difference)}, {where}.")
     elif difference is not None:
         sure.append(f"The difference to the best single sense is {estimate_words(difference)}.")
+    sure.append(_unbeaten(content))
     shuffled = content.get("shuffled")
     if shuffled is not None:
         sure.append("Shuffled labels end at chance." if shuffled["at_chance"] else "Shuffled labels are NOT at chance.")
@@ -104,6 +105,13 @@ def _how_sure(facts: RunFacts, reading: Reading) -> list[str | None]:
     if facts.searched:
         sure.append(f"{plural(seeds, 'seed')} of the search: {'one draw' if seeds == 1 else f'{seeds} draws'}.")
     return sure
+
+
+def _unbeaten(content: Mapping[str, Any]) -> str | None:
+    """The controls over which the found network shows no advantage, so that nobody has to look for them."""
+    rows = content.get("comparisons", {}).items()
+    names = [ARM_NAMES[arm] for arm, row in rows if against_zero(row["difference"]) != "lies above 0"]
+    return f"No advantage is shown over the best of: {', '.join(names)}." if names else None
 
 
 def difference_words(difference: Mapping[str, Any] | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -31,20 +33,23 @@ class Detector(nn.Module):
     def forward(self, frames: Tensor, spectrogram: Tensor) -> tuple[Tensor, Tensor]:
         """P(fake) and its logit, float32 [N] each.
 
+        Features stay float32 here, where a cache rounds them to float16: on a rounding edge the two differ by a step.
+
         Args:
             frames: uint8 [N, T, 3, H, W], RGB.
             spectrogram: float32 [N, S, F], magnitude, at least 0.
         """
-        taps = self.extractor.pooled_taps(frames, spectrogram)
-        features = {name: self._as_cached(taps[name]) for name in self.network.used_features}
+        return self.scores(self.extractor.pooled_taps(frames, spectrogram))
+
+    def scores(self, taps: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """P(fake) and its logit, float32 [N] each, from the taps [N, C, L] or [N, C] of `FeatureExtractor`."""
+        features = {name: self._at_length(taps[name]) for name in self.network.used_features}
         context = ForwardContext(self.seeds, 0, training=False, track_statistics=False)
         logits = self.network(features, context)[0]
         return torch.sigmoid(logits), logits
 
-    def _as_cached(self, tap: Tensor) -> Tensor:
-        """[N, C, L] -> [N, L', C] at the network's length L', or [N, C], as a training on cached features reads it."""
-        # Features are cached as halves: rounded alike, a clip gets the score that an evaluation gave it.
-        tap = tap.half().float()
+    def _at_length(self, tap: Tensor) -> Tensor:
+        """[N, C, L] -> [N, L', C] at the network's length L'; [N, C] as it is."""
         if tap.dim() == 2:
             return tap
         return tap.unflatten(2, (self.network.length, -1)).amax(dim=3).transpose(1, 2)

@@ -280,6 +280,7 @@ def chaos_config(points: int, pack: int, epochs: int) -> tuple[GridConfig, list[
     )
     options = ["--temperatures", "5", "10", "--num-samples", *map(str, samples), "--pack", str(pack)]
     options += ["--channels", "8", "--device", "cpu", "--epochs", str(epochs), "--batch-size", "4"]
+    options += ["--candidates", "0"]
     return config, options
 
 

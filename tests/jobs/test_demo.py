@@ -22,6 +22,7 @@ CONFIG: dict[str, Any] = {
     "channels": 8,
     "epochs": 1,
     "found_epochs": 1,
+    "control_searches": 1,
     "shuffles": 2,
     "random_genotypes": 1,
 }

@@ -108,6 +108,18 @@ def test_the_first_screen_answers_four_questions(facts: RunFacts) -> None:
     assert f"(p {content['difference']['p_value']:.3f})" in answers
     assert "of device time for the search" in answers
     assert "Shuffled labels end at chance." in answers
+    comparisons = {"softmax": -0.01, "random": 0.02, "visual": 0.0}
+    facts = reread(
+        facts,
+        comparisons={
+            arm: {
+                "network": content["found"],
+                "difference": {"value": low + 0.1, "low": low, "high": 0.3, "p_value": 0.1},
+            }
+            for arm, low in comparisons.items()
+        },
+    )
+    assert "No advantage is shown over the best of: BM-NAS softmax, visual only." in read_page(facts).text
 
 
 def test_shuffled_labels_that_are_not_at_chance_are_the_first_line(facts: RunFacts) -> None:

@@ -42,9 +42,10 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scores_are_those_of_cached_features(length: int) -> None:
     whole = detector(length)
     frames, spectrogram = random_clips(5, FRAMES)
+    halves = whole.extractor(frames, spectrogram)
     with torch.no_grad():
-        p_fake, logit = whole(frames, spectrogram)
-    cached = {name: values.numpy() for name, values in whole.extractor(frames, spectrogram).items()}
+        p_fake, logit = whole.scores({name: values.float() for name, values in halves.items()})
+    cached = {name: values.numpy() for name, values in halves.items()}
     for name, values in cached.items():
         if values.ndim == 3:
             cached[name] = values.reshape(*values.shape[:2], length, -1).max(axis=3)
@@ -52,6 +53,16 @@ def test_scores_are_those_of_cached_features(length: int) -> None:
     clips = ClipSet(used, np.zeros(5, np.int8), members=1, balance=torch.ones(1, 2))
     np.testing.assert_allclose(p_fake, predict(whole.network, clips)[0], rtol=1e-6)
     np.testing.assert_allclose(p_fake, 1 / (1 + np.exp(-logit.numpy().astype(np.float64))), rtol=1e-6)
+
+
+def test_a_clip_goes_through_backbones_and_network() -> None:
+    whole = detector(FRAMES)
+    frames, spectrogram = random_clips(3, FRAMES)
+    with torch.no_grad():
+        found = whole(frames, spectrogram)
+        wanted = whole.scores(whole.extractor.pooled_taps(frames, spectrogram))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("positions", "length"), [(24, 4), (10, 4), (7, 7), (9, 2)])

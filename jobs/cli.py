@@ -103,7 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"stgs: {name!r} is no command; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
         return WRONG_USE
-    return int(importlib.import_module(f"jobs.{name}").main(arguments[1:]))
+    try:
+        module = importlib.import_module(f"jobs.{name}")
+    except KeyboardInterrupt:  # libraries take seconds to load
+        return _end(name, "interrupted before it began.", STOPPED, "--json" in arguments)
+    return int(module.main(arguments[1:]))
 
 
 def _overview() -> str:
@@ -175,7 +179,8 @@ def _configuration(name: str, run: Callable[[Any], Outcome], arguments: list[str
     origins = {key: f"{key} in {file}" for key in from_file if key not in given}
     values = {**from_file, **given}
     # A configuration may name values, by that of its option `preset`, for the options that are not given.
-    preset = getattr(config_class, "PRESETS", {}).get(values.get("preset"), {})
+    chosen = values.get("preset")
+    preset = getattr(config_class, "PRESETS", {}).get(chosen, {}) if isinstance(chosen, str) else {}
     return build(config_class, {**preset, **values}, origins)
 
 

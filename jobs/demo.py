@@ -209,10 +209,10 @@ def _seeds_table(results: Sequence[dict[str, Any]]) -> str:
     lines = ["seed  found AUC  best single sense  difference [95 % interval]  random  shuffled"]
     for result in results:
         difference = result["difference"]
+        means = (f"{result[arm]['mean']:.3f}" if result[arm] else "none" for arm in ("random", "shuffled"))
         lines.append(
             f"{result['seed']:>4}  {result['auc']['value']:>9.3f}  {result['best_single_sense']['value']:>17.3f}  "
-            f"{estimate_text(difference)}        "
-            f"{result['random']['mean']:.3f}   {result['shuffled']['mean']:.3f}"
+            f"{estimate_text(difference)}        {'   '.join(means)}"
         )
     return "\n".join(lines)
 

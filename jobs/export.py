@@ -35,7 +35,7 @@ from stgs.detector import Detector
 if TYPE_CHECKING:
     import onnxruntime
 
-# Largest difference of P(fake) between the file and PyTorch.
+# Largest difference between the file and PyTorch: of P(fake), and of the logit as a share of it where it is above 1.
 TOLERANCE = 1e-4
 # Of the drawn clips, and of the example that the file is made from; a batch may have any number.
 _DRAWN_CLIPS, _BATCH = 3, 2
@@ -57,6 +57,8 @@ class ExportJobConfig:
 
 def run(config: ExportJobConfig) -> Outcome:
     """Export one network."""
+    if config.threads < 1:
+        raise InputError(f"threads is {config.threads}, but at least 1 is needed.")
     stored = network_of(config.run, config.network)
     prepared = prepare_config_of(stored)
     torch.set_num_threads(config.threads)
@@ -74,11 +76,12 @@ def run(config: ExportJobConfig) -> Outcome:
         where = f"{checked.clips} clips of {corpus}"
     payload: dict[str, Any] = {"network": stored.uri, **asdict(checked), "tolerance": TOLERANCE}
     told = (
-        f"largest difference of P(fake) over {where}: {checked.from_torch:.1e} from PyTorch, {checked.from_cached:.1e} "
+        f"largest difference over {where}: {checked.from_torch:.1e} from PyTorch; of P(fake) {checked.from_cached:.1e} "
         "from scores on cached features, which are rounded to float16"
     )
     if not (checked.clips > 0 and checked.from_torch <= TOLERANCE):
-        text = f"{told}; the limit from PyTorch is {TOLERANCE:g}: nothing was written."
+        why = f"the limit from PyTorch is {TOLERANCE:g}" if checked.clips else "there is no clip to check it on"
+        text = f"{told}; {why}: nothing was written."
         return Outcome({**payload, "error": text}, text, FAILED)
     storage.write(config.onnx, content)
     payload |= {"onnx": config.onnx, "bytes": len(content), "inputs": list(_INPUTS), "outputs": list(_OUTPUTS)}
@@ -147,8 +150,11 @@ def _of_corpus(uri: str, meta: boxes.Meta, prepared: PrepareConfig, progress: An
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """Largest differences of P(fake) over some clips, NaN where a score is none: from the same module in PyTorch, and
-    from PyTorch's scores on features that are rounded as `stgs extract` keeps them, which `stgs evaluate` reads.
+    """Largest differences over some clips, NaN where a score is none.
+
+    from_torch: from the same module in PyTorch, of P(fake) and of the logit, which alone tells anything where P(fake)
+    is nearly 0 or 1; of a logit above 1 the share. from_cached: of P(fake) from PyTorch's on features that are rounded
+    as `stgs extract` keeps them, which `stgs evaluate` reads.
     """
 
     clips: int
@@ -160,12 +166,14 @@ def _compared(detector: Detector, content: bytes, clips: Iterator[Clips] | Seque
     session = _session(content, threads)
     count, worst = 0, np.zeros(2)
     for frames, spectrogram in clips:
-        (found,) = session.run(_OUTPUTS[:1], dict(zip(_INPUTS, (frames, spectrogram), strict=True)))
+        p_fake, logit = session.run(_OUTPUTS, dict(zip(_INPUTS, (frames, spectrogram), strict=True)))
         with torch.inference_mode():
             taps = detector.extractor.pooled_taps(torch.tensor(frames), torch.tensor(spectrogram))
-            cached = {name: tap.half().float() for name, tap in taps.items()}
-            wanted = [detector.scores(given)[0].numpy() for given in (taps, cached)]
-        worst = np.maximum(worst, [np.abs(found - scores).max() for scores in wanted])
+            wanted, wanted_logit = (scores.numpy() for scores in detector.scores(taps))
+            cached = detector.scores({name: tap.half().float() for name, tap in taps.items()})[0].numpy()
+        of_logit = np.abs(logit - wanted_logit) / np.maximum(1.0, np.abs(wanted_logit))
+        from_torch = np.maximum(np.abs(p_fake - wanted), of_logit).max()
+        worst = np.maximum(worst, [from_torch, np.abs(p_fake - cached).max()])
         count += len(frames)
     return _Checked(count, *worst.tolist())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,8 +82,9 @@ def table(
         class_ = None if index < text_columns else "number"
         value = content.value if isinstance(content, Number) else content
         shown = content.shown if isinstance(content, Number) else content
-        is_number = isinstance(value, int | float) and value == value
-        given = repr(value) if is_number else "" if isinstance(content, Number) else None
+        given = "" if isinstance(content, Number) else None
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            given = repr(float(value))
         return tag(kind, shown, class_=class_, data_value=given if sortable and kind == "td" else None)
 
     def line(kind: str, cells: Sequence[object]) -> Html:

@@ -19,6 +19,8 @@ from data_prep import boxes, storage
 from jobs.report_html import MISSING, Html, Number, bounds, fraction, join, table, tag
 
 _BOUNDS = ("low", "high", "sentence")
+# What a cell begins with that spreadsheets take for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def is_estimate(value: object) -> bool:
@@ -136,12 +138,17 @@ class DataTable:
         return boxes.table_bytes(pa.Table.from_pylist(self.flat()))
 
     def csv(self) -> bytes:
-        """The rows as a csv file; a text that looks like a formula is data as any other."""
+        """The rows as a csv file. A text that a spreadsheet would run as a formula has an apostrophe before it."""
         lines = self.flat()
-        frame = pd.DataFrame({key: pd.Series([line[key] for line in lines], dtype=object) for key in lines[0]})
+        columns = {key: [_no_formula(line[key]) for line in lines] for key in lines[0]}
+        frame = pd.DataFrame({key: pd.Series(values, dtype=object) for key, values in columns.items()})
         text = io.StringIO()
         frame.to_csv(text, index=False, lineterminator="\n")
         return text.getvalue().encode("utf-8", "surrogatepass")
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def write_tables(folder: str, tables: Sequence[DataTable]) -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from cluster.found_loop import StoredNetwork
+from data_prep import boxes
 from data_prep.clip import PrepareConfig
 from data_prep.storage import InputError
 from jobs import export
@@ -75,6 +76,33 @@ def test_a_file_that_differs_is_not_written(
     assert outcome.exit_code == FAILED
     assert "nothing was written" in outcome.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_logit_is_seen_where_p_fake_is_saturated(
+    exported: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.nn.init.constant_(exported.network.head.classifier.bias, 200.0)
+    right = Detector.scores
+
+    def other(self: Detector, taps: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        p_fake, logit = right(self, taps)
+        return p_fake, logit if torch.compiler.is_exporting() else logit + 1.0
+
+    monkeypatch.setattr(Detector, "scores", other)
+    assert export.run(export.ExportJobConfig(onnx=str(tmp_path / "x.onnx"), network="network")).exit_code == FAILED
+
+
+def test_wrong_input_is_refused(exported: Detector, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="threads is 0"):
+        export.run(export.ExportJobConfig(onnx=str(tmp_path / "x.onnx"), network="network", threads=0))
+    empty = {"num_frames": 4, "frame_size": 16, "spectrogram_frames": 24}
+    counts = {"clips": 0, "shards": 0}
+    meta = boxes.Meta(kind=boxes.CORPUS, config=empty, counts=counts, versions={}, parent="none", files={})
+    boxes.write_meta(str(tmp_path / "corpus"), meta)
+    config = export.ExportJobConfig(onnx=str(tmp_path / "x.onnx"), network="network", check=str(tmp_path / "corpus"))
+    outcome = export.run(config)
+    assert outcome.exit_code == FAILED
+    assert "there is no clip to check it on" in outcome.text
 
 
 def test_a_missing_package_is_named(exported: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

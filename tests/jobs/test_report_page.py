@@ -8,10 +8,14 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
+from cluster.features import open_features
+from jobs.report import main
 from jobs.report_charts import Axis, Cell, Series, heat_map, line_chart
 from jobs.report_html import Number, fold, page, picture, section, table, tag
 from jobs.report_script import SCRIPT
 from tests.jobs.browser import chromium, opened
+from tests.jobs.reports import complete_run
+from tests.planted import make_features
 
 HOSTILE = "<img src=x onerror=document.title='broken'></script><script>document.title='broken'</script>"
 
@@ -22,6 +26,15 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run that is searched, trained and evaluated, with all its controls."""
+    folder = tmp_path_factory.mktemp("report")
+    run = complete_run(folder / "complete", open_features(*make_features(folder / "planted")))
+    assert main([str(run)]) == 0
+    return run / "report" / "report.html"
+
+
 def _written(folder: Path) -> Path:
     """A page with one of each part that moves."""
     jpeg = io.BytesIO()
@@ -30,6 +43,7 @@ def _written(folder: Path) -> Path:
         ["ten", Number("10 [9, 11]", 10.0), 3],
         ["nine", Number("9 [8, 10]", 9.0), 20],
         ["none", Number("-", None), 100],
+        ["infinite", Number("inf", float("inf")), True],
         [HOSTILE, Number("-0.5", -0.5), 1],
     ]
     lines = [
@@ -72,16 +86,16 @@ def test_nothing_that_came_from_data_becomes_markup(shown: Page) -> None:
 def test_a_click_sorts_by_value_and_a_second_one_the_other_way(shown: Page) -> None:
     head = shown.locator("table.sortable th")
     head.nth(1).locator("button").click()
-    assert _column(shown, 1) == ["-0.5", "9 [8, 10]", "10 [9, 11]", "-"]
+    assert _column(shown, 1) == ["-0.5", "9 [8, 10]", "10 [9, 11]", "-", "inf"]
     assert head.nth(1).get_attribute("aria-sort") == "ascending"
     head.nth(1).locator("button").click()
-    assert _column(shown, 1) == ["10 [9, 11]", "9 [8, 10]", "-0.5", "-"], "what has no value stays last"
+    assert _column(shown, 1) == ["10 [9, 11]", "9 [8, 10]", "-0.5", "-", "inf"], "what has no value stays last"
     head.nth(2).locator("button").focus()
     shown.keyboard.press("Enter")
-    assert _column(shown, 2) == ["1", "3", "20", "100"]
+    assert _column(shown, 2) == ["1", "3", "20", "100", "True"]
     assert head.nth(1).get_attribute("aria-sort") is None
     head.nth(0).locator("button").click()
-    assert _column(shown, 0)[1:] == ["nine", "none", "ten"]
+    assert _column(shown, 0)[1:] == ["infinite", "nine", "none", "ten"]
 
 
 def test_hints_are_shown_at_the_pointer_and_by_the_arrow_keys(shown: Page) -> None:
@@ -129,6 +143,17 @@ def test_print_opens_what_is_folded(shown: Page) -> None:
     assert shown.locator("#folded").bounding_box() is not None
     shown.locator("td[data-hint]").first.hover()
     assert shown.locator(".tip").is_hidden()
+
+
+@pytest.mark.parametrize("width", [1400, 400])
+def test_a_whole_report_opens_without_a_message_or_a_request(browser: Browser, report: Path, width: int) -> None:
+    with opened(browser, report, width=width) as whole:
+        assert whole.evaluate("document.documentElement.scrollWidth") == width
+        assert whole.locator("section").count() > 10
+        for line in whole.locator("svg [data-hint]").all()[:3]:
+            line.dispatch_event("pointermove", {"bubbles": True, "clientX": 20, "clientY": 20})
+            assert whole.locator(".tip").inner_text() == line.get_attribute("data-hint")
+        whole.locator("table.sortable th button").first.click()
 
 
 def test_a_script_of_somebody_else_does_not_run(browser: Browser, tmp_path: Path) -> None:

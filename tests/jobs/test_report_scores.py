@@ -212,7 +212,7 @@ def test_the_page_shows_the_values_that_are_sorted_by_and_written(facts: RunFact
     data = DataTable("odd", columns, rows)
     shown = Page(f"<body>{data.html()}</body>")
     values = [given["data-value"] for name, given in shown.tags if name == "td" and "data-value" in given]
-    assert values == ["0.9123", "12345", "0.75", "", "", "7"]
+    assert values == ["0.9123", "12345.0", "0.75", "", "", "7.0"]
     assert "0.912 [0.800, 0.950]" in shown.text
     assert NO_INTERVAL["sentence"] in shown.text
     assert EVIL in shown.text
@@ -220,9 +220,11 @@ def test_the_page_shows_the_values_that_are_sorted_by_and_written(facts: RunFact
     (tmp_path / "old.csv").write_text("of an earlier report")
     written = write_tables(str(tmp_path), [data, DataTable("empty", columns, [])])
     assert sorted(written) == sorted(str(file) for file in tmp_path.iterdir())
-    for read in (pd.read_csv(tmp_path / "odd.csv"), pd.read_parquet(tmp_path / "odd.parquet")):
+    for ending, guard in (("csv", "'"), ("parquet", "")):
+        read = pd.read_csv(tmp_path / "odd.csv") if ending == "csv" else pd.read_parquet(tmp_path / "odd.parquet")
         assert list(read.columns) == ["name", "auc", "auc_low", "auc_high", "auc_sentence", "count", "hidden"]
-        assert list(read["name"][:2]) == [row["name"] for row in rows[:2]], "what looks like a formula is data"
+        names = [f"{guard}{rows[0]['name']}", rows[1]["name"]]
+        assert list(read["name"][:2]) == names, "a spreadsheet runs no formula that came from data"
         np.testing.assert_array_equal(read["auc"], [0.9123, 0.75, np.nan])
         assert list(read["auc_sentence"][1:]) == [NO_INTERVAL["sentence"], NOTHING["sentence"]]
 

@@ -290,5 +290,6 @@ code{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-s
 .maps,.pair,.drawings{grid-template-columns:1fr 1fr;gap:8px 16px}.drawings svg{min-width:0}
 figure,.tile,tr{break-inside:avoid}pre{white-space:pre-wrap}
 h2,h3{break-after:avoid}details::details-content{content-visibility:visible;height:auto}table{font-size:9.5px}
-th,td{padding:2px 4px}}
+th,td{padding:2px 4px;overflow-wrap:anywhere}
+.number,td span{white-space:normal!important}.scroll>*{min-width:0!important}}
 """

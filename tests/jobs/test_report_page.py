@@ -156,6 +156,12 @@ def test_a_whole_report_opens_without_a_message_or_a_request(browser: Browser, r
         whole.locator("table.sortable th button").first.click()
 
 
+def test_paper_cuts_nothing_off(browser: Browser, report: Path) -> None:
+    with opened(browser, report, width=760) as printed:
+        printed.emulate_media(media="print")
+        assert printed.evaluate("document.documentElement.scrollWidth") == 760
+
+
 def test_a_script_of_somebody_else_does_not_run(browser: Browser, tmp_path: Path) -> None:
     file = _written(tmp_path)
     file.write_text(file.read_text().replace(SCRIPT, f"{SCRIPT}\ndocument.title = 'broken';"))

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from cluster.network_files import StoredNetwork
 from cluster.network_scores import Floats, NetworkScorer, p_fake
+from cluster.scoring_pictures import KeptPictures
 from cluster.scoring_pool import Step, windows_of
 from cluster.scoring_windows import PreparedWindow, WindowSettings, WindowTask, extracted
 from cluster.trained_backbones import is_end_to_end, local_weights
@@ -33,6 +35,8 @@ DEVICES = ("auto", "cpu", "cuda")
 _WINDOWS_PER_PART = 20
 # On a GPU; on a CPU windows pass the backbones one by one, so that their bits do not depend on their company.
 _WINDOWS_PER_BATCH = 16
+# Of what a window may lack. Every other reason means that a part of the clip could not be read.
+_OF_CONTENT = (RejectReason.SILENT, RejectReason.NO_FACE)
 Progress = Callable[[int, int], object]
 
 
@@ -74,7 +78,8 @@ class ScoreSettings:
 
     hop_s: from the beginning of a window to that of the next; None: the one window that a corpus has of the clip.
     processes: how many prepare windows; None: as many as there are cores. threads: of the backbones in each. device:
-    `cpu`, `cuda`, or `auto`. pictures: of so many windows, in all, the faces are kept. Raises InputError.
+    `cpu`, `cuda`, or `auto`. pictures: of so many windows, in all, the faces are kept; a clip that was scored already
+    may lose some to a later one. Raises InputError.
     """
 
     hop_s: float | None
@@ -126,7 +131,8 @@ class ClipScore:
     def facts(self, threshold: float) -> dict[str, Any]:
         """JSON types only. p_fake, logit, fake, senses: of the mean logit; or refused and detail.
 
-        windows: of a clip that cannot be read there are none. seconds: that were spent on it, over all processes.
+        incomplete: None, or which parts of the clip could not be read, and why. windows: of a clip that cannot be read
+        there may be none. seconds: that were spent on it, over all processes.
         """
         windows = [window.facts() for window in self.windows if np.isfinite(window.window.start_s)]
         rest = {"windows": windows, "seconds": sum(window.window.seconds for window in self.windows)}
@@ -136,16 +142,25 @@ class ClipScore:
         logit = float(np.mean(logits))
         senses = {name: float(np.mean([each.senses[name] for each in self.scored])) for name in self.scored[0].senses}
         score = {"p_fake": _p_fake(logit), "logit": logit, "fake": _p_fake(logit) >= threshold, "threshold": threshold}
-        return {"clip": self.uri} | score | {"senses": senses or None} | rest
+        return {"clip": self.uri} | score | {"incomplete": self._incomplete(), "senses": senses or None} | rest
+
+    def _incomplete(self) -> str | None:
+        unread = [
+            f"{made.start_s:.1f} to {made.end_s:.1f} s: {made.reason} ({made.detail})"
+            for made in (each.window for each in self.windows)
+            if made.reason is not None and made.reason not in _OF_CONTENT
+        ]
+        return "; ".join(unread) or None
 
     def _reasons(self) -> list[RejectReason]:
         return [each.window.reason for each in self.windows if each.window.reason is not None]
 
     def _detail(self) -> str:
         first = self.windows[0].window.detail
-        if len(self.windows) == 1:
+        reasons = self._reasons()
+        if len(reasons) == 1 or not any(reason in _OF_CONTENT for reason in reasons):
             return first
-        counts = ", ".join(f"{reason} {count}" for reason, count in Counter(self._reasons()).items())
+        counts = ", ".join(f"{reason} {count}" for reason, count in Counter(reasons).items())
         return f"none of its {len(self.windows)} windows can be used ({counts}); the first: {first}"
 
 
@@ -158,10 +173,12 @@ def score_files(
 ) -> Generator[ClipScore, None, None]:
     """Score clips, local paths or s3:// URIs, in their order; each comes as soon as it and those before it are done.
 
-    progress: called with the numbers of windows that were done, and that were found to be there, since the last call.
+    progress: called with the numbers of windows that were done, and that were found to be there (fewer than was said,
+    if negative), since the last call.
 
     Raises InputError, see `backbones_of` and `prepare_config_of`; where the network's corpus was made otherwise than by
-    this program's `stgs prepare`; for a hop that leaves too many windows open; for a corpus window that was drawn.
+    this program's `stgs prepare`; for a hop that leaves too many windows open; for a corpus window that was drawn; for
+    a network that gives no finite logit.
     """
     prepare, backbones = prepare_config_of(stored), backbones_of(stored)
     _check_hop(settings.hop_s, prepare)
@@ -173,19 +190,20 @@ def score_files(
         hop_s=settings.hop_s,
         features=device == "cpu",
         threads=settings.threads,
+        pictures=settings.pictures > 0,
     )
     told: Progress = progress or (lambda done, found: None)
     processes = settings.processes or len(os.sched_getaffinity(0))
     with ExitStack() as stack:
         decoder = stack.enter_context(Decoder(timeout_s=prepare.clip_timeout))
-        tasks = _tasks(uris, making, decoder, processes, settings.pictures, told)
+        tasks = _tasks(uris, making, decoder, processes, told)
         if len(uris) < processes:
             listed = list(tasks)
             processes, tasks = min(processes, len(listed)), iter(listed)
         steps = windows_of(tasks, making, processes)
         if device == "cuda":
             steps = _extracted_together(steps, FeatureExtractor(backbones).to(device))
-        yield from _in_order(steps, uris, NetworkScorer(stored), told)
+        yield from _in_order(steps, uris, stored, KeptPictures(settings.pictures), told)
 
 
 def _check_hop(hop_s: float | None, prepare: PrepareConfig) -> None:
@@ -202,30 +220,34 @@ def _check_hop(hop_s: float | None, prepare: PrepareConfig) -> None:
 
 
 def _tasks(
-    uris: Sequence[str], making: WindowSettings, decoder: Decoder, processes: int, pictures: int, told: Progress
+    uris: Sequence[str], making: WindowSettings, decoder: Decoder, processes: int, told: Progress
 ) -> Iterator[WindowTask]:
-    share = max(1, pictures // len(uris)) if pictures else 0
     for clip, uri in enumerate(uris):
-        shown = share if clip * share < pictures else 0
-        count = _windows_found(uri, making, decoder)
-        told(0, count or 1)
-        parts = 1 if count is None else max(1, min(processes, count // _WINDOWS_PER_PART))
-        bounds = [0] if count is None else [part * count // parts for part in range(parts)]
-        chosen = frozenset(range(shown) if count is None else (index * count // shown for index in range(shown)))
-        for part, first in enumerate(bounds):
-            size = bounds[part + 1] - first if part + 1 < parts else None
-            yield WindowTask(clip=clip, uri=uri, part=part, parts=parts, first=first, count=size, shown=chosen)
+        duration_s, count = _duration_s(uri, making, decoder), 1
+        if duration_s is not None and making.hop_s is not None:
+            count = window_count(duration_s, making.prepare.window_s, making.hop_s)
+        told(0, count)
+        parts = max(1, min(processes, count // _WINDOWS_PER_PART))
+        bounds = [part * count // parts for part in range(parts + 1)]
+        for part, (first, end) in enumerate(pairwise(bounds)):
+            yield WindowTask(
+                clip=clip,
+                uri=uri,
+                part=part,
+                parts=parts,
+                first=first,
+                count=end - first if part + 1 < parts else None,
+                announced=end - first,
+                duration_s=duration_s,
+            )
 
 
-def _windows_found(uri: str, making: WindowSettings, decoder: Decoder) -> int | None:
-    """How many windows the clip has, if that can be told at once; who makes them tells what is wrong with the clip."""
-    prepare = making.prepare
-    if making.hop_s is None:
-        return 1
-    if prepare.trim_silence or "://" in uri:
+def _duration_s(uri: str, making: WindowSettings, decoder: Decoder) -> float | None:
+    """If it is needed and can be told at once; who makes the windows tells what is wrong with the clip."""
+    if making.hop_s is None or making.prepare.trim_silence or "://" in uri:
         return None
     try:
-        return window_count(decoder.probe(uri, None).duration_s, prepare.window_s, making.hop_s)
+        return decoder.probe(uri, None).duration_s
     except RejectedError:
         return None
 
@@ -253,8 +275,11 @@ def _extracted_together(steps: Iterator[Step], extractor: FeatureExtractor) -> I
     yield from flushed()
 
 
-def _in_order(steps: Iterator[Step], uris: Sequence[str], scorer: NetworkScorer, told: Progress) -> Iterator[ClipScore]:
+def _in_order(
+    steps: Iterator[Step], uris: Sequence[str], stored: StoredNetwork, pictures: KeptPictures, told: Progress
+) -> Iterator[ClipScore]:
     """The clips, each once all its parts are done, in their order."""
+    scorer = NetworkScorer(stored)
     windows: dict[tuple[int, int], list[WindowScore]] = {}
     missing: dict[int, int] = {}
     following = 0
@@ -262,9 +287,12 @@ def _in_order(steps: Iterator[Step], uris: Sequence[str], scorer: NetworkScorer,
         own = windows.setdefault((task.clip, task.part), [])
         missing.setdefault(task.clip, task.parts)
         if window is not None:
-            own.append(_scored(window, scorer))
-            told(1, 0)
+            own.append(_scored(window, scorer, f"{stored.uri} gives no finite score for {task.uri}; train it again."))
+            if window.picture is not None:
+                pictures.add(task.clip, window.start_s, window.picture)
+            told(1, int(len(own) > task.announced))
             continue
+        told(0, min(0, len(own) - task.announced))
         missing[task.clip] -= 1
         while missing.get(following) == 0:
             parts = sorted(key for key in windows if key[0] == following)
@@ -272,10 +300,14 @@ def _in_order(steps: Iterator[Step], uris: Sequence[str], scorer: NetworkScorer,
             following += 1
 
 
-def _scored(window: PreparedWindow, scorer: NetworkScorer) -> WindowScore:
+def _scored(window: PreparedWindow, scorer: NetworkScorer, no_number: str) -> WindowScore:
+    """no_number: the sentence of the InputError for a logit that is none."""
     if window.reason is not None:
         return WindowScore(window, None)
     logit = float(scorer.logits(window.inputs)[0])
     effects: Mapping[str, Floats] = scorer.sense_effects(window.inputs) if scorer.tells_senses else {}
     window.inputs.clear()
-    return WindowScore(window, logit, {name: float(values[0]) for name, values in effects.items()})
+    senses = {name: float(values[0]) for name, values in effects.items()}
+    if not np.isfinite([logit, *senses.values()]).all():
+        raise InputError(no_number)
+    return WindowScore(window, logit, senses)

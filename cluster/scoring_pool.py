@@ -91,6 +91,9 @@ class _Worker:
     def end(self) -> None:
         self.process.terminate()
         self.process.join(_ENDING_S)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
         self.process.close()
         self.connection.close()
 

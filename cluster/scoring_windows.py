@@ -13,7 +13,7 @@ import torch
 
 from data_prep.clip import ClipPreparer, PrepareConfig, Reject
 from data_prep.rejects import RejectedError, RejectReason
-from data_prep.window_stream import RefusedWindow
+from data_prep.window_stream import RefusedWindow, end_of, window_start
 from stgs.backbones import BackboneConfig, FeatureExtractor
 
 # What a picture of the faces needs of a row.
@@ -27,7 +27,7 @@ class WindowSettings:
 
     prepare, backbones: as for the network's corpus. hop_s: from window to window; None: the one window that a corpus
     would have of the clip. features: whether features are extracted here, on the CPU, or frames and spectrograms handed
-    on. threads: of the extraction; the features' last bits depend on it.
+    on. threads: of the extraction; the features' last bits depend on it. pictures: whether they are wanted.
     """
 
     prepare: PrepareConfig
@@ -35,13 +35,15 @@ class WindowSettings:
     hop_s: float | None
     features: bool
     threads: int
+    pictures: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WindowTask:
-    """Windows of one clip to make: `count` from `first` on, or all. shown: those whose pictures are wanted.
+    """Windows of one clip to make: `count` from `first` on, or all.
 
-    clip: its number. part, parts: which of the tasks of this clip it is, and of how many.
+    clip: its number. part, parts: which of the tasks of this clip it is, and of how many. announced: how many windows
+    it was said to have. duration_s: of the clip, where it has several parts.
     """
 
     clip: int
@@ -50,7 +52,8 @@ class WindowTask:
     parts: int = 1
     first: int = 0
     count: int | None = None
-    shown: frozenset[int] = frozenset()
+    announced: int = 1
+    duration_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +61,9 @@ class PreparedWindow:
     """One window, or why there is none.
 
     inputs: features, name -> float16 [1, C, L] or [1, C]; or, where they are extracted elsewhere, `frames` uint8
-    [1, T, 3, H, W] and `spectrogram` float32 [1, S, F]. picture: columns of the row, if it is to be shown. reason,
-    detail: set if the window, or the clip from start_s to end_s, is refused; both are NaN where nothing could be read.
+    [1, T, 3, H, W] and `spectrogram` float32 [1, S, F]. picture: columns of the row, if they are wanted; empty where
+    others take its place. reason, detail: set if the window, or the clip from start_s to end_s, is refused; both are
+    NaN where the clip has one part, and nothing of it could be read.
     """
 
     start_s: float
@@ -90,7 +94,7 @@ class WindowMaker:
     def __call__(self, task: WindowTask) -> Iterator[PreparedWindow]:
         """The windows of a task, in order."""
         rows = self._corpus_row(task) if self._settings.hop_s is None else self._rows(task)
-        index, begun = task.first, time.perf_counter()
+        begun = time.perf_counter()
         for row in rows:
             if isinstance(row, RefusedWindow):
                 seconds = time.perf_counter() - begun
@@ -98,8 +102,8 @@ class WindowMaker:
                     start_s=row.start_s, end_s=row.end_s, reason=row.reason, detail=row.detail, seconds=seconds
                 )
             else:
-                yield self._made(row, index in task.shown, begun)
-            index, begun = index + 1, time.perf_counter()
+                yield self._made(row, begun)
+            begun = time.perf_counter()
 
     def _rows(self, task: WindowTask) -> Iterator[dict[str, Any] | RefusedWindow]:
         hop_s = self._settings.hop_s
@@ -107,7 +111,19 @@ class WindowMaker:
         try:
             yield from self._preparer.windows(task.uri, hop_s=hop_s, first=task.first, count=task.count)
         except RejectedError as rejected:
-            yield _refused(rejected.reason, rejected.detail)
+            yield self._refused_part(task, rejected) if task.parts > 1 else _refused(rejected.reason, rejected.detail)
+
+    def _refused_part(self, task: WindowTask, rejected: RejectedError) -> RefusedWindow:
+        window_s, hop_s, duration_s = self._settings.prepare.window_s, self._settings.hop_s, task.duration_s
+        assert hop_s is not None
+        assert duration_s is not None
+        return RefusedWindow(
+            start_s=window_start(task.first, duration_s, window_s, hop_s),
+            end_s=end_of(task.first, task.count, duration_s, window_s, hop_s),
+            duration_s=duration_s,
+            reason=rejected.reason,
+            detail=rejected.detail,
+        )
 
     def _corpus_row(self, task: WindowTask) -> Iterator[dict[str, Any] | RefusedWindow]:
         # A clip root may not be left by a symbolic link; the path that was given may be one.
@@ -122,10 +138,11 @@ class WindowMaker:
             length_s = min(self._settings.prepare.window_s, row["duration_s"])
             yield row | {"window_end_s": row["window_start_s"] + length_s}
 
-    def _made(self, row: dict[str, Any], is_shown: bool, begun: float) -> PreparedWindow:
+    def _made(self, row: dict[str, Any], begun: float) -> PreparedWindow:
         inputs = {name: row[name][None] for name in ("frames", "spectrogram")}
         if self._extractor is not None:
             inputs = extracted(self._extractor, inputs, self._settings.threads)
+        picture = {name: row[name] for name in _PICTURE_COLUMNS} | {"augmentation": None}
         return PreparedWindow(
             start_s=row["window_start_s"],
             end_s=row["window_end_s"],
@@ -136,7 +153,7 @@ class WindowMaker:
                 "num_faces": int(row["num_faces"]),
                 "face_choice": str(row["face_choice"]),
             },
-            picture={name: row[name] for name in _PICTURE_COLUMNS} | {"augmentation": None} if is_shown else None,
+            picture=picture if self._settings.pictures else None,
             seconds=time.perf_counter() - begun,
         )
 

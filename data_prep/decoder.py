@@ -49,6 +49,10 @@ _DYING_S = 2.0
 _LAST_BYTES = 1000
 """Of what a child wrote, in which its last line is looked for."""
 
+_SOUND_SPEED = 20.0
+"""A decoder that takes longer than a second for so many seconds of sound hangs."""
+_MOST_SOUND_S = 3600.0
+"""That decoding the sound before a window may take: how much there is of it is the file's word."""
 _MOST_CRASHES = 2
 """A clip on which so many children died is given up."""
 _MOST_WINDOWS = 1 << 20
@@ -109,7 +113,8 @@ class Decoder:
     ) -> Iterator[StreamedWindow | RefusedWindow]:
         """What `window_stream.stream_windows` decodes of the clip at a local path or s3:// URI.
 
-        The time that decoding may take is that of one window. A child that dies in the midst gets a successor that
+        The time that decoding may take is that of one window, and for the first also that of all sound before it, of
+        which every `_SOUND_SPEED` seconds may take one more. A child that dies in the midst gets a successor that
         goes on from there; where that one dies, too, all that is left is refused. Until the last window was taken, no
         other clip may be decoded. Raises like `read_window`, before the first window only.
         """
@@ -139,8 +144,10 @@ class Decoder:
         """The windows that one child gives; what a hostile one gives must end, too."""
         num_samples = round(settings["window_s"] * SAMPLE_RATE)
         unpack = functools.partial(unpack_streamed, num_frames=settings["num_frames"], num_samples=num_samples)
-        header = {"call": "stream", "settings": dict(settings), "timeout_s": self._timeout_s}
-        window = self._ask_child(Message(header=header, descriptors=[descriptor]), unpack)
+        sound_s = settings.get("first", 0) * settings["hop_s"] / _SOUND_SPEED
+        timeout_s = self._timeout_s + min(sound_s, _MOST_SOUND_S)
+        header = {"call": "stream", "settings": dict(settings), "timeout_s": timeout_s}
+        window = self._ask_child(Message(header=header, descriptors=[descriptor]), unpack, timeout_s)
         for _ in range(_MOST_WINDOWS):
             if window is None:
                 return
@@ -166,21 +173,24 @@ class Decoder:
                     raise
             return self._ask_child(message, unpack)
 
-    def _ask_child(self, message: Message | None, unpack: Callable[[Message], Answer]) -> Answer:
+    def _ask_child(
+        self, message: Message | None, unpack: Callable[[Message], Answer], timeout_s: float | None = None
+    ) -> Answer:
         """The answer of the child, which is ended where it crashed or took too long; None asks for its next one."""
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         if message is not None and self._child is not None and self._child.is_busy:
             self.close()  # An interrupt came between its question and its answer, which would be taken for the next.
         if self._child is None:
             self._child = _Child(self._memory_bytes)
         try:
-            return unpack(self._child.ask(message, self._timeout_s, self._memory_bytes))
+            return unpack(self._child.ask(message, timeout_s, self._memory_bytes))
         except RejectedError as rejected:
             if rejected.reason is RejectReason.DECODER_CRASHED:  # It says so itself: it found no memory.
                 self.close()
             raise
         except TimeoutError as error:
             self.close()
-            raise RejectedError(RejectReason.TIMEOUT, f"decoding took over {self._timeout_s:g} s") from error
+            raise RejectedError(RejectReason.TIMEOUT, f"decoding took over {timeout_s:g} s") from error
         except (MessageError, OSError) as error:
             how = self._child.death() or f"the decoder answers nonsense: {error}"
             self.close()

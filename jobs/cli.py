@@ -58,6 +58,13 @@ _RESUME = "stopped; go on with --resume."
 _INTERRUPTED = {
     "search": _RESUME,
     "grid": _RESUME,
+    "manifest": "interrupted; run it again, it begins anew; a manifest that was written already is kept.",
+    "augment": "interrupted; run it again, it begins anew; a manifest that was written already is kept.",
+    "evaluate": "interrupted; run it again: results that were written are kept, the others are made anew.",
+    "report": "interrupted before all of the report was written; run it again, it is made anew.",
+    "score": "interrupted; lines in a --json-lines file are kept, and the same command goes on after them.",
+    "export": "interrupted before the file was written, or just then; run it again, it is made anew.",
+    "describe": "interrupted; it writes nothing, and nothing is lost.",
     "submit": "interrupted before the job was submitted, or just then: 'stgs jobs' says which.",
     "jobs": "interrupted; jobs go on by themselves.",
     "stop": "interrupted; the job may be stopping already: 'stgs jobs' says so.",

@@ -2,8 +2,11 @@
 
 A clip is scored window by window, each as long as those of the network's training clips; its score is that of the mean
 logit. Everything else is done as it was for the training clips: the settings of faces, sound and backbones stand in the
-network's file. A window, or a clip, that training would have refused is refused here, with the reason. The exit code is
-4 if a clip was refused.
+network's file. A window, or a clip, that training would have refused is refused here, with the reason. Where a part of
+a clip cannot be read (it is damaged, or decoding crashes or takes too long), the score is that of the rest, and is
+called incomplete. The exit code is 4 if a clip was refused, or its score is incomplete.
+
+What was stopped goes on with the same --json-lines file: clips whose lines stand there are not scored again.
 
 With the other sense silenced (its features at their means over the training clips), visual and audio are what each
 sense alone adds to the logit of a clip without either (the baseline), and together is what only both give. The four add
@@ -12,14 +15,13 @@ up to the logit; the Shapley value of a sense is its own effect and half of toge
 
 from __future__ import annotations
 
-import contextlib
-import json
+import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from cluster.chosen import network_of
 from cluster.network_files import StoredNetwork
@@ -30,11 +32,13 @@ from data_prep.contact_sheet import draw_rows
 from data_prep.manifest import VIDEO_SUFFIXES
 from data_prep.storage import InputError
 from jobs.cli import PARTLY, Outcome, option, run_command
+from jobs.score_lines import STANDARD_OUTPUT, line_of, opened_lines
 
-_STANDARD_OUTPUT = "-"
 # Rows of the picture with faces.
 _MOST_PICTURES = 48
 _EFFECTS = ("visual", "audio", "together")
+# Columns of a row of the picture with faces, and the line above it.
+_Shown = tuple[dict[str, Any], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,8 @@ class ScoreJobConfig:
         None, help="seconds from the beginning of a window to that of the next (default: the length of a window)"
     )
     json_lines: str | None = option(
-        None, help="file to write, one JSON object a line for each clip as it is scored; - for standard output"
+        None,
+        help="file to write or go on with, one JSON object a line for each clip as it is scored; - for standard output",
     )
     faces: str | None = option(None, help="picture (.jpg) to write, with the faces that the network looked at")
     processes: int | None = option(None, help="processes that prepare clips (default: the cores)")
@@ -72,33 +77,68 @@ def run(config: ScoreJobConfig) -> Outcome:
         device=config.device,
         pictures=_MOST_PICTURES if config.faces else 0,
     )
-    clips: list[dict[str, Any]] = []
-    shown: list[tuple[dict[str, Any], str]] = []
+    making = {"network_sha256": hashlib.sha256(storage.read(stored.uri)).hexdigest(), "hop_s": settings.hop_s}
+    shown: list[_Shown] = []
     with ExitStack() as stack:
-        lines = stack.enter_context(_lines(config.json_lines))
-        bar = stack.enter_context(progress_bar("score", 0, "window", True))
+        standing, lines = stack.enter_context(opened_lines(config.json_lines, making))
+        clips = _in_place(names, standing)
+        left = [index for index, clip in enumerate(clips) if clip is None]
+        scores = stack.enter_context(closing(_scores(stored, [names[index] for index in left], settings)))
+        for index, score in zip(left, scores, strict=True):
+            clip = {**score.facts(threshold), "clip": names[index], **making}
+            clips[index] = clip
+            # Later clips take places from earlier ones.
+            shown = [row for row in [*shown, *_pictures(names[index], score)] if row[0]]
+            if lines is not None:
+                print(line_of(clip), file=lines, flush=True)
+    done = [clip for clip in clips if clip is not None]
+    resumed = len(names) - len(left)
+    payload: dict[str, Any] = {"network": stored.uri, "threshold": threshold, "resumed": resumed, "clips": done}
+    text = _text(stored, done)
+    if resumed:
+        text += f"\n{resumed} of these clips stood in {config.json_lines} and were not scored again."
+    if config.faces:
+        facts, line = _faces(config.faces, shown, done, prepare_config.face_margin)
+        payload |= facts
+        text += f"\n{line}"
+    exit_code = PARTLY if any("refused" in clip or clip["incomplete"] for clip in done) else 0
+    return Outcome(payload, "" if config.json_lines == STANDARD_OUTPUT else text, exit_code)
+
+
+def _in_place(names: Sequence[str], standing: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """For each clip what stands of it, or None; a clip that is given twice has to stand twice."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for clip in standing:
+        found.setdefault(clip["clip"], []).append(clip)
+    return [found[name].pop(0) if found.get(name) else None for name in names]
+
+
+def _scores(stored: StoredNetwork, names: Sequence[str], settings: ScoreSettings) -> Generator[ClipScore, None, None]:
+    if not names:
+        return
+    with progress_bar("score", 0, "window", True) as bar:
 
         def progress(done: int, found: int) -> None:
             bar.total = (bar.total or 0) + found
             bar.update(done)
 
         uris = [storage.absolute(name) for name in names]
-        scores = stack.enter_context(closing(score_files(stored, uris, settings, progress=progress)))
-        for name, score in zip(names, scores, strict=True):
-            clips.append({**score.facts(threshold), "clip": name})
-            shown += _pictures(name, score)
-            if lines is not None:
-                print(json.dumps(clips[-1]), file=lines, flush=True)
-    payload: dict[str, Any] = {"network": stored.uri, "threshold": threshold, "clips": clips}
-    text = _text(stored, clips)
-    if config.faces and shown:
-        pictures, captions = zip(*shown, strict=True)
-        storage.write(config.faces, draw_rows(pictures, face_margin=prepare_config.face_margin, captions=captions))
-        left_out = sum(len(_scored_windows(clip)) for clip in clips) - len(shown)
-        payload |= {"faces": config.faces, "faces_left_out": left_out}
-        text += f"\nfaces: {config.faces}" + (f" ({left_out} more windows have no room there)" if left_out else "")
-    exit_code = PARTLY if any("refused" in clip for clip in clips) else 0
-    return Outcome(payload, "" if config.json_lines == _STANDARD_OUTPUT else text, exit_code)
+        with closing(score_files(stored, uris, settings, progress=progress)) as scores:
+            yield from scores
+
+
+def _faces(
+    target: str, shown: Sequence[_Shown], clips: Sequence[Mapping[str, Any]], face_margin: float
+) -> tuple[dict[str, Any], str]:
+    """Write the picture, if there is something to show; what --json and what the text say of it."""
+    left_out = sum(len(_scored_windows(clip)) for clip in clips) - len(shown)
+    if not shown:
+        facts = {"faces": None, "faces_left_out": left_out}
+        return facts, f"faces: {target} was not written, since no window was scored now."
+    pictures, captions = zip(*shown, strict=True)
+    storage.write(target, draw_rows(pictures, face_margin=face_margin, captions=captions))
+    rest = f" ({left_out} more windows are not in it)" if left_out else ""
+    return {"faces": target, "faces_left_out": left_out}, f"faces: {target}{rest}"
 
 
 def _hop_s(config: ScoreJobConfig, window_s: float) -> float | None:
@@ -109,7 +149,7 @@ def _hop_s(config: ScoreJobConfig, window_s: float) -> float | None:
     return None
 
 
-def _scored_windows(clip: dict[str, Any]) -> list[dict[str, Any]]:
+def _scored_windows(clip: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The windows of a clip's JSON object that were not refused."""
     return [window for window in clip["windows"] if "refused" not in window]
 
@@ -141,38 +181,12 @@ def _is_video(name: str) -> bool:
     return name.lower().endswith(VIDEO_SUFFIXES) and not name.rpartition("/")[2].startswith(".")
 
 
-@contextlib.contextmanager
-def _lines(target: str | None) -> Iterator[IO[str] | None]:
-    """Where the lines go. Raises InputError if they cannot go there."""
-    if target is None:
-        yield None
-    elif target == _STANDARD_OUTPUT:
-        if sys.stdout is sys.stderr:
-            raise InputError("--json-lines - and --json both want standard output; give --json-lines a file.")
-        try:
-            yield sys.stdout
-        except BrokenPipeError:
-            # What Python writes when it ends must not meet the broken pipe, either.
-            with open(os.devnull, "w", encoding="utf-8") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stdout.fileno())
-            raise InputError("whoever read standard output left before all clips were scored.") from None
-    elif "://" in target:
-        raise InputError(f"json_lines is {target}, but lines are added one by one to a local file only; give one.")
-    else:
-        try:
-            file = open(storage.absolute(target), "w", encoding="utf-8")  # noqa: SIM115 (closed below)
-        except OSError as error:
-            raise InputError(f"json_lines is {target}, which cannot be written: {error.strerror}.") from None
-        with file:
-            yield file
-
-
-def _pictures(name: str, score: ClipScore) -> list[tuple[dict[str, Any], str]]:
+def _pictures(name: str, score: ClipScore) -> list[_Shown]:
     """Rows of the picture with faces, and the line above each."""
     rows = []
     for window in score.scored:
         facts, picture = window.facts(), window.window.picture
-        if picture is None:
+        if not picture:
             continue
         span = f"{facts['start_s']:.1f} to {facts['end_s']:.1f} s"
         text = f"{_printable(name)}   {span}, P(fake) {facts['p_fake']:.3f}, mean face score {facts['face_score']:.2f}"
@@ -192,6 +206,8 @@ def _text(stored: StoredNetwork, clips: Sequence[dict[str, Any]]) -> str:
             lines.append(f"  refused  {name}: {clip['refused']} ({clip['detail']})")
             continue
         lines.append(f"  {clip['p_fake']:.4f}  {'fake' if clip['fake'] else 'real'}  {name}{_spread(clip)}")
+        if clip["incomplete"]:
+            lines.append(f"    incomplete: not scored are {clip['incomplete']}")
         if clip["senses"]:
             effects = [f"{name} {clip['senses'][name]:+.2f}" for name in _EFFECTS if name in clip["senses"]]
             lines.append(

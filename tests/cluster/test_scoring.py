@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from cluster import scoring
+from cluster import scoring, scoring_pool
 from cluster.evaluation import score_clips
 from cluster.features import Split
 from cluster.network_files import StoredNetwork, read_network
@@ -16,6 +19,7 @@ from cluster.scoring import ClipScore, ScoreSettings, score_files
 from cluster.scoring_pool import ProcessDiedError
 from cluster.scoring_windows import WindowMaker, WindowTask
 from data_prep.clip import ClipPreparer, PrepareConfig
+from data_prep.rejects import RejectedError, RejectReason
 from data_prep.storage import InputError
 from stgs.backbones import FeatureExtractor
 from tests.cluster.clip_files import CONFIG, write_clip
@@ -61,8 +65,6 @@ def test_the_corpus_window_has_the_bits_of_the_evaluation(stored: StoredNetwork,
 
 
 def _tensor(array: np.ndarray) -> Any:
-    import torch
-
     return torch.from_numpy(array[None])
 
 
@@ -114,8 +116,111 @@ def test_processes_change_neither_order_nor_bits(
     assert [_told(clip) for clip in shared] == [_told(clip) for clip in alone]
     assert sum(done for done, _ in told) == sum(len(clip.windows) for clip in shared)
     assert sum(found for _, found in told) == sum(len(clip.windows) for clip in shared)
-    pictures = [sum(window.window.picture is not None for window in clip.windows) for clip in shared]
-    assert pictures == [1, 0, 1, 1, 0]
+    pictures = [sum(bool(window.window.picture) for window in clip.windows) for clip in shared]
+    # Five clips, of which one has no file.
+    assert pictures == [1, 0, 1, 1, 1]
+
+
+class HalfRead:
+    """Stands for `ClipPreparer.windows`: from the window `lost_from` on, nothing can be read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lost_from: int) -> None:
+        real, alone = ClipPreparer.windows, scoring.windows_of
+
+        def windows(self: ClipPreparer, uri: str, *, first: int, **rest: Any) -> Any:
+            if first >= lost_from:
+                raise RejectedError(RejectReason.TIMEOUT, "decoding took over 60 s")
+            return real(self, uri, first=first, **rest)
+
+        monkeypatch.setattr(scoring, "_WINDOWS_PER_PART", 2)
+        monkeypatch.setattr(ClipPreparer, "windows", windows)
+        monkeypatch.setattr(scoring, "windows_of", lambda tasks, making, processes: alone(tasks, making, 1))
+
+
+def test_a_part_that_cannot_be_read_is_not_left_out_silently(
+    stored: StoredNetwork, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = scored(stored, [files[1]])
+    HalfRead(monkeypatch, lost_from=1)
+    told: list[tuple[int, int]] = []
+    settings = ScoreSettings(hop_s=1.0, processes=2, device="cpu")
+    (clip,) = score_files(stored, [files[1]], settings, progress=lambda *news: told.append(news))
+    facts = clip.facts(THRESHOLD)
+    # Five windows are two parts, of two windows and of three.
+    assert facts["windows"][:2] == whole.facts(THRESHOLD)["windows"][:2]
+    lost = facts["windows"][2]
+    assert (lost["start_s"], lost["end_s"], lost["refused"]) == (2.0, pytest.approx(4.3, abs=0.06), "timeout")
+    assert facts["incomplete"] == f"2.0 to {lost['end_s']:.1f} s: timeout (decoding took over 60 s)"
+    assert facts["logit"] == pytest.approx(np.mean([window["logit"] for window in facts["windows"][:2]]), abs=1e-15)
+    assert whole.facts(THRESHOLD)["incomplete"] is None
+    assert [sum(column) for column in zip(*told, strict=True)] == [3, 3]
+
+
+def test_a_clip_of_which_no_part_can_be_read_is_refused_for_that(
+    stored: StoredNetwork, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HalfRead(monkeypatch, lost_from=0)
+    (clip,) = (each.facts(THRESHOLD) for each in scored(stored, [files[1]], processes=2))
+    assert (clip["refused"], clip["detail"]) == ("timeout", "decoding took over 60 s")
+    assert [window["start_s"] for window in clip["windows"]] == [0.0, 2.0]
+
+
+def test_windows_that_no_one_could_foresee_are_announced_as_they_come(stored: StoredNetwork, files: list[str]) -> None:
+    corpus = stored.facts["provenance"]["corpus"] | {"trim_silence": True}
+    made = stored.facts | {"provenance": stored.facts["provenance"] | {"corpus": corpus}}
+    trimming = StoredNetwork(stored.uri, stored.network, made, stored.neutral)
+    done = found = 0
+
+    def progress(newly_done: int, newly_found: int) -> None:
+        nonlocal done, found
+        done, found = done + newly_done, found + newly_found
+        assert done <= found
+
+    settings = ScoreSettings(hop_s=0.5, processes=1, device="cpu")
+    (clip,) = score_files(trimming, [files[1]], settings, progress=progress)
+    assert done == found == len(clip.windows) > 1
+
+
+def test_a_network_without_a_finite_score_is_refused(stored: StoredNetwork, files: list[str]) -> None:
+    network = copy.deepcopy(stored.network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(float("nan"))
+    broken = StoredNetwork(stored.uri, network, stored.facts, stored.neutral)
+    with pytest.raises(InputError, match=r"safetensors gives no finite score for .*c\.mp4; train it again"):
+        scored(broken, files[2:])
+
+
+class Stubborn:
+    """A process that outlives SIGTERM."""
+
+    exitcode: int | None = None
+    closed = False
+
+    def terminate(self) -> None:
+        pass
+
+    def join(self, timeout: float | None = None) -> None:
+        assert timeout is not None or self.exitcode is not None
+
+    def kill(self) -> None:
+        self.exitcode = -9
+
+    def close(self) -> None:
+        if self.exitcode is None:
+            raise ValueError("still running")
+        self.closed = True
+
+
+def test_a_process_that_outlives_its_end_is_killed() -> None:
+    worker = scoring_pool._Worker.__new__(scoring_pool._Worker)
+    process = Stubborn()
+    ours, theirs = multiprocessing.Pipe()
+    worker.process, worker.connection = process, ours  # type: ignore[assignment]
+    theirs.close()
+    worker.end()
+    assert process.closed
+    assert ours.closed
 
 
 def _told(clip: ClipScore) -> dict[str, Any]:
@@ -125,8 +230,6 @@ def _told(clip: ClipScore) -> dict[str, Any]:
 def test_a_process_that_dies_is_told_in_a_sentence(
     stored: StoredNetwork, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster import scoring_pool
-
     def dying(connection: Any, settings: Any) -> None:
         raise SystemExit(7)
 

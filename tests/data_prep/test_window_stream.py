@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_prep import decoder as decoder_module
 from data_prep import window
 from data_prep.decoder import Decoder
+from data_prep.decoder_answers import pack_end, pack_streamed
+from data_prep.decoder_messages import Message
 from data_prep.media_file import open_descriptor
 from data_prep.rejects import RejectedError, RejectReason
 from data_prep.window_stream import RefusedWindow, StreamedWindow, stream_windows, window_count, window_start
 
 RATE = 16_000
 SETTINGS: dict[str, Any] = {"window_s": 3.0, "num_frames": 8, "min_duration_s": 0.5, "leading_silence_db": -40.0}
+
+REFUSED = RefusedWindow(start_s=0.0, end_s=3.0, duration_s=10.0, reason=RejectReason.UNREADABLE, detail="it is damaged")
 
 
 def streamed(path: Path, **changes: Any) -> list[StreamedWindow | RefusedWindow]:
@@ -148,6 +153,34 @@ def test_the_child_streams_and_survives_its_death(clip: Path, decoder: Decoder) 
         np.testing.assert_array_equal(made.images, same.images)
         np.testing.assert_array_equal(made.sound, same.sound)
         assert (made.start_s, made.end_s) == (same.start_s, same.end_s)
+
+
+def test_the_first_window_may_take_longer_the_more_sound_lies_before_it(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    class Answering:
+        """A child that has one window to refuse."""
+
+        is_busy = False
+
+        def __init__(self, memory_bytes: int) -> None:
+            self.answers = iter([pack_streamed(REFUSED), pack_end()])
+
+        def ask(self, message: Message | None, timeout_s: float, most_bytes: int) -> Message:
+            given.append(timeout_s)
+            return next(self.answers)
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(decoder_module, "_Child", Answering)
+    for first in (0, 1000, 10**9):
+        with Decoder(timeout_s=5.0) as decoder:
+            assert len(list(decoder.stream_windows(str(clip), hop_s=3.0, first=first, **SETTINGS))) == 1
+    # 3000 s of sound; and no file's word is believed without end.
+    assert given == [5.0, 5.0, 155.0, 5.0, 3605.0, 5.0]
 
 
 def test_a_stream_that_is_left_halfway_disturbs_no_other_clip(clip: Path, decoder: Decoder) -> None:

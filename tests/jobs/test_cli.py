@@ -210,5 +210,9 @@ def test_an_interrupt_says_what_that_means_for_the_command(capsys: pytest.Captur
     # They begin nothing that could go on.
     for name in ("submit", "jobs", "stop", "status", "doctor"):
         assert "run it again" not in said[name]
+    # They begin anew, or keep what is complete.
+    for name in ("manifest", "augment", "evaluate", "report", "score", "export", "describe"):
+        assert "where it stopped" not in said[name]
+    assert said["score"].endswith("lines in a --json-lines file are kept, and the same command goes on after them.\n")
     assert said["results"].endswith("interrupted before all was fetched; run it again.\n")
     assert said["prepare"].endswith("stopped; run it again to go on where it stopped.\n")

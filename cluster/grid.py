@@ -305,7 +305,8 @@ class _Settled:
 
     def open(self, run: str, resume: bool) -> None:
         """Begin the run, or continue it; raises as `open_run` does."""
-        open_run(run, self.content, resume=resume, hints=self.hints, growing=GROWING if resume else ())
+        growing, defaults = GROWING if resume else (), asdict(GridConfig())
+        open_run(run, self.content, resume=resume, hints=self.hints, growing=growing, defaults=defaults)
 
 
 def _settle(run: str, config: GridConfig, source: FeatureSource, resume: bool) -> _Settled:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from cluster.protocol_splits import PROTOCOL_KEY, protocol_words
 from cluster.shards import versions
 from data_prep import boxes, storage
 from data_prep.storage import InputError
@@ -23,13 +24,20 @@ _PACKAGES = ("torch", "torchvision", "ray", "numpy", "pyarrow", "librosa", "av",
 
 
 def open_run(
-    uri: str, config: Mapping[str, Any], *, resume: bool, hints: Mapping[str, Any], growing: Collection[str] = ()
+    uri: str,
+    config: Mapping[str, Any],
+    *,
+    resume: bool,
+    hints: Mapping[str, Any],
+    growing: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> str:
     """Begin a run, or continue one of the same configuration. Returns its absolute URI.
 
     config: the complete, resolved settings; a run is continued only where they are equal. hints: what may change
     between attempts, such as where the features lie. growing: settings that may differ, since the caller has seen that
-    they hold all that the run had; the run then has the new ones.
+    they hold all that the run had; the run then has the new ones. defaults: what a run had of settings that its file
+    does not name, since they are newer than it.
 
     Raises:
         InputError: a name that no run may have, a run that stands already (without `resume`), or one that was begun
@@ -44,13 +52,14 @@ def open_run(
     try:
         storage.create(storage.join(uri, CONFIG_NAME), text.encode())
     except FileExistsError:
-        standing = read_config(uri)
+        standing = _completed(read_config(uri), plain, _plain(defaults or {}))
         changed = sorted(key for key in {*standing, *plain} if standing.get(key) != plain.get(key))
         different = [key for key in changed if key not in growing]
         if different:
-            key = different[0]
+            _require_same_protocol(uri, standing, plain)
+            key, had, given = _difference(different[0], standing.get(different[0]), plain.get(different[0]))
             raise InputError(
-                f"{uri} was begun with {key} {standing.get(key)!r}, not {plain.get(key)!r}; give another --out."
+                f"{uri} was begun with {key} {had!r}, not {given!r}; give that, or another --out."
             ) from None
         if not resume:
             raise InputError(f"{uri} stands already; continue it with --resume, or give another --out.") from None
@@ -58,6 +67,34 @@ def open_run(
             storage.write(storage.join(uri, CONFIG_NAME), text.encode())
     storage.write(storage.join(uri, "environment.json"), boxes.canonical_json(environment()))
     return uri
+
+
+def _completed(standing: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file with those that only `given` names at their defaults."""
+    complete = dict(standing)
+    for key, value in given.items():
+        if key not in standing and key in defaults:
+            complete[key] = defaults[key]
+        elif isinstance(value, dict) and isinstance(standing.get(key), dict):
+            complete[key] = _completed(standing[key], value, defaults.get(key) or {})
+    return complete
+
+
+def _difference(name: str, had: Any, given: Any) -> tuple[str, Any, Any]:
+    """The first setting in which two values of `name` differ: its name, as its option is called, and both values."""
+    if isinstance(had, dict) and isinstance(given, dict):
+        key = min(key for key in {*had, *given} if had.get(key) != given.get(key))
+        return _difference(key, had.get(key), given.get(key))
+    return name, had, given
+
+
+def _require_same_protocol(uri: str, standing: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse another protocol, from which other differences may follow, by the options that it was given with."""
+    had, words = (protocol_words(config.get(PROTOCOL_KEY)) for config in (standing, given))
+    if had == words:
+        return
+    way_out = "without --protocol; leave it out, or give" if had is None else f"with {had}; give those, or"
+    raise InputError(f"{uri} was begun {way_out} another --out.") from None
 
 
 def read_config(uri: str) -> dict[str, Any]:
@@ -85,7 +122,7 @@ def part_uris(run: str) -> dict[str, str]:
 
     Raises InputError if there is no run.
     """
-    protocol = read_config(run).get("protocol") or {}
+    protocol = read_config(run).get(PROTOCOL_KEY) or {}
     return {name: part_uri(run, name) for name in protocol.get("parts", {})}
 
 

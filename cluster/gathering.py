@@ -20,6 +20,8 @@ from data_prep import boxes, storage
 from data_prep.storage import InputError
 
 GRID_NAME = "grid.parquet"
+# Columns of it that an evaluation adds, by what they begin with.
+_EVALUATED = ("network_dev_auc", "test_auc_")
 # Files of a point.
 RESULT, FAILURE, _GENOTYPE = "result.json", "failed.json", "genotype.json"
 # Once a command is asked to stop, a storage that does not answer is waited for so long, and no longer.
@@ -52,7 +54,7 @@ def gather(
     run: str, packs: Sequence[Pack], errors: Failures, *, hurried: Callable[[], bool] = lambda: False
 ) -> GridResult:
     """Collect the results of a run: write grid.parquet, and the points' genotype.json and the trained backbones where
-    they are missing. All can be rebuilt any time.
+    they are missing. All can be rebuilt any time, and what an evaluation added to grid.parquet stays.
 
     errors: why packs failed just now. A point without a result that no file calls failed, either, is left out: it has
     not been searched yet. hurried: says, between two phases, whether a storage that does not answer is waited for no
@@ -71,7 +73,8 @@ def gather(
             publish_backbones(run, result)
         bare = [(point, result) for _, point, result in results if f"{point.id}/{_GENOTYPE}" not in paths]
         side_by_side(lambda pair: _write_genotype(run, *pair), bare)
-        rows = [_row(pack, point, result) for pack, point, result in results]
+        evaluated = _evaluated(run) if results else {}
+        rows = even([_row(pack, point, result) | evaluated.get(point.id, {}) for pack, point, result in results])
         if rows:
             storage.write(storage.join(run, GRID_NAME), boxes.table_bytes(pa.Table.from_pylist(rows)))
     return GridResult(run, rows, failed)
@@ -128,6 +131,21 @@ def _row(pack: Pack, point: Point, result: Mapping[str, Any]) -> dict[str, Any]:
         "curves": result["curves"]["path"],
         "curves_member": result["curves"]["member"],
     }
+
+
+def _evaluated(run: str) -> dict[str, dict[str, Any]]:
+    """What an evaluation added to the rows of the grid.parquet that stands, by point."""
+    try:
+        rows = boxes.read_table(storage.join(run, GRID_NAME)).to_pylist()
+    except (FileNotFoundError, InputError):  # a damaged one is made anew; its evaluation adds to it again
+        return {}
+    return {row["id"]: {name: row[name] for name in row if name.startswith(_EVALUATED)} for row in rows}
+
+
+def even(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with every column that one of them has, null where it has none."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
 
 
 def read_grid(run: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from cluster.devices import chosen_device
 from cluster.dry_run import DryRun, dry_run
 from cluster.engines_train import WorkerGroup
 from cluster.features import FeatureSource
-from cluster.gathering import GRID_NAME, GridResult
+from cluster.gathering import GRID_NAME, GridResult, even
 from cluster.grid import Whole, run_grids, run_singles
 from cluster.limits import RunLimits
 from cluster.packing import share_devices
@@ -140,11 +140,6 @@ def gather_parts(run: str) -> list[dict[str, Any]]:
             continue
         rows += [{"part": name, **row} for row in own]
     if rows:
-        storage.write(storage.join(run, GRID_NAME), boxes.table_bytes(pa.Table.from_pylist(_even(rows))))
+        # Parts may be evaluated on other data sets.
+        storage.write(storage.join(run, GRID_NAME), boxes.table_bytes(pa.Table.from_pylist(even(rows))))
     return rows
-
-
-def _even(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with every column that one of them has: parts may be evaluated on other data sets."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [{name: row.get(name) for name in names} for row in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -19,6 +20,13 @@ PROTOCOL_KEY, SPLIT_KEY = "protocol", "split"
 # Besides its prefix, a part's name may have so many characters of a data set's or a method's: a run's has 64 at most.
 _NAME_CHARACTERS = 48
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+# The settings beside the protocol itself, and the protocols that take them.
+_TAKEN_BY = {
+    "split_seed": (MIXED, CROSS, METHOD, FOLDS),
+    "dev_subjects": (MIXED, CROSS, METHOD),
+    "test_subjects": (MIXED, CROSS, METHOD),
+    "test_methods": (METHOD,),
+}
 _Parts = dict[str, SplitConfig]
 
 
@@ -43,14 +51,8 @@ class ProtocolConfig:
         _require_choice(self.protocol)
         if self.split_seed < 0:
             raise InputError(f"split_seed is {self.split_seed}; give 0 or more.")
-        of_protocols = {
-            "split_seed": (MIXED, CROSS, METHOD, FOLDS),
-            "dev_subjects": (MIXED, CROSS, METHOD),
-            "test_subjects": (MIXED, CROSS, METHOD),
-            "test_methods": (METHOD,),
-        }
         defaults = {item.name: item.default for item in fields(self)}
-        for name, protocols in of_protocols.items():
+        for name, protocols in _TAKEN_BY.items():
             value = getattr(self, name)
             if self.protocol not in protocols and value != defaults[name]:
                 raise InputError(
@@ -199,3 +201,19 @@ def protocol_settings(config: ProtocolConfig, parts: Mapping[str, SplitConfig]) 
     if config.protocol == MANIFEST:
         return {}
     return {PROTOCOL_KEY: {**asdict(config), "parts": {name: asdict(split) for name, split in parts.items()}}}
+
+
+def protocol_words(settings: Mapping[str, Any] | None) -> str | None:
+    """The options that give a protocol, e.g. `--protocol folds --split-seed 0`; None where there is none.
+
+    settings: what a run's config.yaml says of it.
+    """
+    if not settings:
+        return None
+    words = ["--protocol", settings["protocol"]]
+    for name, protocols in _TAKEN_BY.items():
+        value = settings.get(name)
+        if settings["protocol"] in protocols and value not in (None, [], ()):
+            values = value if isinstance(value, list | tuple) else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)

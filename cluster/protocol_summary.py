@@ -22,6 +22,8 @@ METRICS = (
     "calibration_error",
 )
 """Measures of the found network that are told of every part, as evaluation/<data set>/metrics.json names them."""
+CATEGORIES = {f"auc_{category}": category for category in "BCD"}
+"""Measures against the real clips A, and the category of the fakes: told where clips of it are tested."""
 _SHOWN = {"auc": "AUC", "accuracy": "accuracy"}
 _VERSION = 2
 _METRICS_FILE = "/metrics.json"
@@ -34,11 +36,13 @@ Estimate = dict[str, Any]
 def summary(run: str) -> dict[str, Any]:
     """The found network of each part of a run, on each data set of its test clips.
 
-    protocol: its name. parts: name -> split (its settings), datasets (name -> network, clips, subjects and METRICS,
-    each an estimate {value, low, high, sentence}), sentence (why there are none, or null). over_parts: of folds and
-    methods, data set -> measure -> {mean, deviation, count, of, sentence}: over the parts that have a value, `count` of
-    the `of` parts that were tested there; deviation is the standard deviation (n - 1) of parts, no interval; null else.
-    matrix: of cross, {datasets, cells}: train data set -> test data set -> {auc, accuracy}; null else.
+    protocol: its name. parts: name -> split (its settings), datasets (name -> network, clips, subjects, METRICS and
+    CATEGORIES, each an estimate {value, low, high, sentence}, and auc_by_method: forgery method -> estimate), sentence
+    (why there are none, or null). over_parts: of folds and methods, data set -> measure -> {mean, deviation, count, of,
+    sentence}: over the parts that have a value, `count` of the `of` parts that were tested there; deviation is the
+    standard deviation (n - 1) of parts, no interval; null else. methods_over_parts: data set -> forgery method -> the
+    same of its AUC, of the parts that test it; null else. matrix: of cross, {datasets, cells}: train data set -> test
+    data set -> {auc, accuracy, auc_B, ...}; null else.
 
     A run without parts has none of them. Raises InputError if there is no run, or for a damaged file.
     """
@@ -50,6 +54,7 @@ def summary(run: str) -> dict[str, Any]:
         "protocol": name,
         "parts": parts,
         "over_parts": _over_parts(parts) if name in (FOLDS, METHOD) else None,
+        "methods_over_parts": _methods_over_parts(parts) if name in (FOLDS, METHOD) else None,
         "matrix": _matrix(parts) if name == CROSS else None,
     }
 
@@ -72,10 +77,17 @@ def _part(uri: str, split: Mapping[str, Any]) -> dict[str, Any]:
                 "clips": content["clips"],
                 "subjects": content["subjects"],
                 **{name: found[name] for name in METRICS if name in found},
+                **_by_category(found),
+                "auc_by_method": found.get("auc_by_method", {}),
             }
     if not datasets and sentence is None:
         sentence = _NOT_EVALUATED
     return {"split": dict(split), "datasets": datasets, "sentence": sentence}
+
+
+def _by_category(found: Mapping[str, Any]) -> dict[str, Estimate]:
+    aucs = found.get("auc_by_category", {})
+    return {name: aucs[category] for name, category in CATEGORIES.items() if category in aucs}
 
 
 def _read(uri: str) -> dict[str, Any]:
@@ -89,14 +101,32 @@ def _read(uri: str) -> dict[str, Any]:
 
 
 def _over_parts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    datasets = dict.fromkeys(dataset for part in parts.values() for dataset in part["datasets"])
     return {
         dataset: {
-            name: _mean([part["datasets"][dataset].get(name) for part in parts.values() if dataset in part["datasets"]])
-            for name in METRICS
+            name: _mean([measured.get(name) for measured in tested])
+            for name in (*METRICS, *CATEGORIES)
+            if name in METRICS or any(name in measured for measured in tested)
         }
-        for dataset in datasets
+        for dataset, tested in _tested(parts).items()
     }
+
+
+def _methods_over_parts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for dataset, tested in _tested(parts).items():
+        aucs = [measured["auc_by_method"] for measured in tested]
+        methods = sorted({method for own in aucs for method in own})
+        found[dataset] = {method: _mean([own[method] for own in aucs if method in own]) for method in methods}
+    return found
+
+
+def _tested(parts: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """What was measured on each data set, in the order of the parts."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for part in parts.values():
+        for dataset, measured in part["datasets"].items():
+            found.setdefault(dataset, []).append(measured)
+    return found
 
 
 def _mean(estimates: Sequence[Estimate | None]) -> dict[str, Any]:
@@ -119,39 +149,49 @@ def _mean(estimates: Sequence[Estimate | None]) -> dict[str, Any]:
 
 def _matrix(parts: Mapping[str, Any]) -> dict[str, Any]:
     cells: dict[str, dict[str, Any]] = {}
+    categories = _categories(parts)
     for part in parts.values():
         (train,) = part["split"]["train_datasets"]
         cells[train] = {
-            dataset: {name: _estimate(part, dataset, name) for name in _SHOWN}
+            dataset: {name: _estimate(part, dataset, name) for name in (*_SHOWN, *categories)}
             for dataset in part["split"]["test_datasets"]
         }
     return {"datasets": list(cells), "cells": cells}
 
 
 def _estimate(part: Mapping[str, Any], dataset: str, name: str) -> Estimate:
-    missing = {**_NO_ESTIMATE, "sentence": part["sentence"] or f"it was not tested on {dataset}"}
-    found: Estimate = part["datasets"].get(dataset, {}).get(name, missing)
+    sentence = part["sentence"] or f"it was not tested on {dataset}"
+    if dataset in part["datasets"] and name in CATEGORIES:
+        sentence = f"the test clips of {dataset} have none of category {CATEGORIES[name]}"
+    found: Estimate = part["datasets"].get(dataset, {}).get(name, {**_NO_ESTIMATE, "sentence": sentence})
     return found
+
+
+def _categories(parts: Mapping[str, Any]) -> list[str]:
+    """Those of CATEGORIES that some part has tested."""
+    told = {name for tested in _tested(parts).values() for measured in tested for name in measured}
+    return [name for name in CATEGORIES if name in told]
 
 
 def summary_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One flat row for each part and data set of a `summary`: part, dataset, network, clips, subjects, and value, low
     and high of every measure; then one for the mean and one for the deviation of each data set.
     """
+    names = (*METRICS, *_categories(content["parts"]))
     rows = []
     for part, facts in content["parts"].items():
         for dataset, measured in facts["datasets"].items():
             row = {"part": part, "dataset": dataset}
-            row |= {name: measured[name] for name in ("network", "clips", "subjects")}
-            for name in METRICS:
+            row |= {key: measured[key] for key in ("network", "clips", "subjects")}
+            for name in names:
                 estimate = measured.get(name, _NO_ESTIMATE)
                 row |= {name: estimate["value"], f"{name}_low": estimate["low"], f"{name}_high": estimate["high"]}
             rows.append(row)
     for dataset, measures in (content["over_parts"] or {}).items():
         for statistic in ("mean", "deviation"):
             row = {"part": statistic, "dataset": dataset, "network": None, "clips": None, "subjects": None}
-            for name in METRICS:
-                row |= {name: measures[name][statistic], f"{name}_low": None, f"{name}_high": None}
+            for name in names:
+                row |= {name: measures.get(name, {}).get(statistic), f"{name}_low": None, f"{name}_high": None}
             rows.append(row)
     return rows
 
@@ -164,15 +204,25 @@ def summary_text(content: Mapping[str, Any]) -> list[str]:
     for part, facts in content["parts"].items():
         for dataset, measured in facts["datasets"].items():
             told = ", ".join(f"{title} {_told(measured.get(name))}" for name, title in _SHOWN.items())
-            lines.append(f"  {part} on {dataset}: {told}")
+            lines.append(f"  {part} on {dataset}: {told}{_categories_told(measured, 'value')}")
         if facts["sentence"] is not None:
             lines.append(f"  {part}: {facts['sentence']}")
     for dataset, measures in (content["over_parts"] or {}).items():
         told = ", ".join(f"{title} {_mean_told(measures[name])}" for name, title in _SHOWN.items())
-        lines.append(f"  all parts on {dataset}: {told}")
+        lines.append(f"  all parts on {dataset}: {told}{_categories_told(measures, 'mean')}")
     if content["matrix"] is not None:
         lines += _matrix_lines(content["matrix"])
     return lines
+
+
+def _categories_told(measured: Mapping[str, Any], key: str) -> str:
+    """The AUC of each category that was tested, without intervals, which metrics.json and the report have."""
+    told = [
+        f"{category} {'unknown' if measured[name][key] is None else format(measured[name][key], '.3f')}"
+        for name, category in CATEGORIES.items()
+        if name in measured
+    ]
+    return f"; AUC against A: {', '.join(told)}" if told else ""
 
 
 def _told(estimate: Estimate | None) -> str:

@@ -4,8 +4,9 @@ Loads neither torch nor Ray, so that `stgs status` starts at once.
 
 Storage requests of one look: a listing of the run (on S3 one request for 1,000 objects), driver.json, packs/index.json
 of the run and of each part, the newest heartbeat of each unfinished pack (and the claim of an attempt that has none
-yet), and failed.json of those failed points that are shown. The first look also reads config.yaml, every pack.json, and
-result.json of the finished points shown: later ones of the same `Watcher` remember those. Reads go side by side.
+yet), failed.json of those failed points that are shown, and, unless the run's own driver works, driver.json of each
+control. The first look also reads config.yaml, every pack.json, and result.json of the finished points shown: later
+ones of the same `Watcher` remember those. Reads go side by side.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-import yaml
-
-from cluster.liveness import SILENT_SECONDS, is_live, read_driver
+from cluster.liveness import DRIVER_NAME, SILENT_SECONDS, is_live, read_driver
 from cluster.points import Pack
 from cluster.run_json import Json, number_of, parse_object, read_object, text_of
+from cluster.watched_settings import watched_settings
 from data_prep import storage
 from data_prep.storage import InputError
 
@@ -73,7 +73,8 @@ class RunStatus:
     gone); None where none was written. counts: points by state, all of STATES; of a protocol those of its parts.
     points: those that were wanted, in the order of STATES, then of the grid, as `part/id` where they are a part's.
     parts: the counts of each search under parts/, a control of a part as `part/control`. seconds_left: until all points
-    are done, on as many machines as are at work now.
+    are done, on as many machines as are at work now. controls: the live drivers of controls, as `driver`, by their
+    parts, where the run's own driver does not work: they are searched by a later command, `stgs train`.
     """
 
     run: str
@@ -83,10 +84,13 @@ class RunStatus:
     points: list[PointStatus]
     parts: dict[str, dict[str, int]]
     seconds_left: float | None
+    controls: dict[str, Json] = field(default_factory=dict)
 
     @property
     def over(self) -> bool:
         """Whether nothing more happens unless somebody resumes the run."""
+        if self.controls:
+            return False
         if self.driver is not None:
             return bool(self.driver["state"] == "ended")
         counts = [self.counts, *self.parts.values()]
@@ -142,7 +146,7 @@ class Watcher:
     def __init__(self, run: str) -> None:
         self.run = storage.absolute(run)
         # Of a search that has said nothing yet; and the parts that its points lie in, if they lie in any.
-        self.epochs, self.parts = _settings(self.run)
+        self.epochs, self.parts = watched_settings(self.run)
         # Contents of pack.json and result.json by URI: they never change once they stand.
         self._kept: dict[str, bytes] = {}
 
@@ -157,26 +161,36 @@ class Watcher:
             own = [(arm, point) for arm in mine for point in arm.points]
             own.sort(key=lambda held: STATES.index(held[1].state))
             shown = list(readers.map(lambda held: held[0].detailed(held[1]), own[:most]))
-        driver = _driver(self.run, now)
+            driver = _driver(self.run, now)
+            is_driven = driver is not None and driver["state"] == "live"
+            controls = {} if is_driven else self._controls(arms, now, readers)
         return RunStatus(
             run=self.run,
             time=now,
             driver=driver,
             counts=_counts(point for _, point in own),
             points=shown,
-            parts={name: _counts(arm.points) for name, arm in arms.items() if name},
+            parts={name: _counts(arm.points) for name, arm in arms.items() if name and arm.files.has_packs},
             seconds_left=seconds_left([work for arm in arms.values() for work in arm.works]),
+            controls=controls,
         )
 
+    def _controls(self, arms: Mapping[str, _Arm], now: float, readers: Executor) -> dict[str, Json]:
+        """The live drivers of controls, by their parts."""
+        driven = [arm for name, arm in arms.items() if name and name not in self.parts and arm.files.has_driver]
+        facts = readers.map(lambda arm: _driver(arm.uri, now), driven)
+        found = zip(driven, facts, strict=True)
+        return {arm.name: told for arm, told in found if told is not None and told["state"] == "live"}
+
     def _list(self) -> dict[str, _Files]:
-        """What stands of the run itself, under the empty name, and of each part that has packs."""
+        """What stands of the run itself, under the empty name, and of each part that has packs or a driver."""
         arms = {"": _Files()}
         for path in storage.list(self.run):
             part = _PART_FILE.fullmatch(path)
             name, below = ("/".join(part[1].split("/")[1::2]), part[2]) if part else ("", path)
             arms.setdefault(name, _Files()).add(below)
         names = sorted(arms, key=lambda name: name.split("/"))
-        return {name: arms[name] for name in names if not name or arms[name].has_packs}
+        return {name: arms[name] for name in names if not name or arms[name].has_packs or arms[name].has_driver}
 
     def read_once(self, uri: str) -> bytes:
         """An object that never changes once it stands."""
@@ -190,6 +204,7 @@ class _Files:
     """What the listing of an arm (a run, or one of its parts) says. claims, beats: numbers of attempts, by pack."""
 
     has_packs: bool = False
+    has_driver: bool = False
     results: set[str] = field(default_factory=set)
     failures: set[str] = field(default_factory=set)
     claims: dict[str, list[int]] = field(default_factory=dict)
@@ -203,6 +218,8 @@ class _Files:
             (self.results if match[2] == "result" else self.failures).add(match[1])
         elif path == "packs/index.json":
             self.has_packs = True
+        elif path == DRIVER_NAME:
+            self.has_driver = True
 
 
 class _Arm:
@@ -361,28 +378,3 @@ def _counts(points: Iterable[PointStatus]) -> dict[str, int]:
 
 def _damaged(uri: str) -> InputError:
     return InputError(f"{uri} is gone or damaged, which says what is searched; put it back from a copy of the run.")
-
-
-def _settings(run: str) -> tuple[int | None, tuple[str, ...]]:
-    """What the run's configuration says: the epochs that each search is allowed, None where it does not say so, and the
-    names of the parts of its protocol.
-
-    Raises InputError where there is no run.
-    """
-    try:
-        content = yaml.safe_load(storage.read(storage.join(run, "config.yaml")))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{run} is no run: it has no config.yaml; give the --out of 'stgs grid'.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{run}/config.yaml is damaged ({' '.join(str(error).split())}).") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{run}/config.yaml is damaged (it is no text).") from None
-    epochs = _below(content, "config", "settings", "search", "epochs")
-    parts = _below(content, "config", "protocol", "parts")
-    return epochs if isinstance(epochs, int) else None, tuple(parts) if isinstance(parts, dict) else ()
-
-
-def _below(content: object, *keys: str) -> object:
-    for key in keys:
-        content = content.get(key) if isinstance(content, dict) else None
-    return content

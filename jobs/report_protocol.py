@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.protocol_summary import METRICS
+from cluster.protocol_summary import CATEGORIES, METRICS
 from jobs.report_drawing import genotype_picture
 from jobs.report_facts import RunFacts
 from jobs.report_html import Html, count, duration, facts_table, figure, fraction, join, page, plural, section, tag
@@ -21,6 +21,9 @@ _PROTOCOLS = {
     "method": "each part tests on one forgery method that its training never saw",
     "cross": "each part is searched and trained on one data set, and tested on every one",
 }
+
+
+_AGAINST_A = {name: f"AUC, A / {category}" for name, category in CATEGORIES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,40 @@ def parts_table(facts: ProtocolFacts) -> DataTable:
     return DataTable("parts", columns, rows)
 
 
+def by_category_table(facts: ProtocolFacts) -> DataTable:
+    """AUC of each part's found network against the real clips A, for all fakes and each category, once a data set."""
+    rows = parts_table(facts).rows
+    columns = (
+        Column(key="part", head="part", text=True),
+        Column(key="dataset", head="tested on", text=True),
+        Column(key="auc", head="A / all fakes"),
+        *(Column(key=key, head=f"A / {name}") for key, name in CATEGORIES.items() if any(key in row for row in rows)),
+    )
+    return DataTable("by_category", columns, rows)
+
+
+def by_method_table(facts: ProtocolFacts) -> DataTable:
+    """AUC of each part's found network against the real clips, by forgery method, once a data set."""
+    columns = (
+        Column(key="part", head="part", text=True),
+        Column(key="dataset", head="tested on", text=True),
+        Column(key="method", head="forgery method", text=True),
+        Column(key="auc", head="AUC against real clips"),
+    )
+    rows = [
+        {"part": row["part"], "dataset": row["dataset"], "method": method, "auc": auc}
+        for row in parts_table(facts).rows
+        for method, auc in row["auc_by_method"].items()
+    ]
+    return DataTable("by_method", columns, rows)
+
+
 def over_parts_table(facts: ProtocolFacts) -> DataTable:
-    """Mean and standard deviation of each measure over the parts, once a data set."""
+    """Mean and standard deviation over the parts of each measure, and of the AUC by method, once a data set."""
+    names = MEASURED | _AGAINST_A
     columns = (
         Column(key="dataset", head="tested on", text=True),
-        Column(key="measure", head="measure", text=True, show=lambda key: MEASURED.get(key, key)),
+        Column(key="measure", head="measure", text=True, show=lambda key: names.get(key, key)),
         Column(key="sentence", text=True),
         Column(key="mean", head="mean", show=fraction),
         Column(key="deviation", head="standard deviation", show=fraction),
@@ -70,6 +102,11 @@ def over_parts_table(facts: ProtocolFacts) -> DataTable:
         {"dataset": dataset, "measure": measure, **told}
         for dataset, measures in (facts.content["over_parts"] or {}).items()
         for measure, told in measures.items()
+    ]
+    rows += [
+        {"dataset": dataset, "measure": f"AUC, {method}", **told}
+        for dataset, methods in (facts.content["methods_over_parts"] or {}).items()
+        for method, told in methods.items()
     ]
     return DataTable("over_parts", columns, rows)
 
@@ -82,7 +119,8 @@ def matrix_table(facts: ProtocolFacts) -> DataTable:
 
 def protocol_tables(facts: ProtocolFacts) -> list[DataTable]:
     """The tables that are written beside the page."""
-    return [parts_table(facts), over_parts_table(facts), matrix_table(facts)]
+    makers = (parts_table, by_category_table, by_method_table, over_parts_table, matrix_table)
+    return [make(facts) for make in makers]
 
 
 def protocol_page(facts: ProtocolFacts) -> str:
@@ -152,10 +190,14 @@ def _how_sure(facts: ProtocolFacts) -> str:
     if facts.content["over_parts"]:
         told.append("± is the standard deviation over parts, which share training clips: it is no interval.")
     tried = [reading for part in facts.parts.values() for reading in part.tested if reading.content.get("shuffled")]
-    failed = sum(not reading.content["shuffled"]["at_chance"] for reading in tried)
-    if tried:
-        at_chance = f"at chance in all {len(tried)} tests of parts" if not failed else f"NOT at chance in {failed}"
-        told.append(f"Shuffled labels end {at_chance}.")
+    verdicts = [reading.content["shuffled"]["at_chance"] for reading in tried]
+    failed, unknown = verdicts.count(False), verdicts.count(None)
+    if failed:
+        told.append(f"Shuffled labels end NOT at chance in {failed}.")
+    elif unknown:
+        told.append(f"Shuffled labels are too few to tell in {unknown} of {len(tried)} tests of parts.")
+    elif tried:
+        told.append(f"Shuffled labels end at chance in all {len(tried)} tests of parts.")
     else:
         told.append("Shuffled labels were not tried, so that nothing rules out a leak.")
     return " ".join(told)
@@ -164,6 +206,10 @@ def _how_sure(facts: ProtocolFacts) -> str:
 def _numbers(facts: ProtocolFacts) -> Html:
     over = over_parts_table(facts)
     parts: list[object] = [tag("p", MEASURED_NOTE, class_="soft"), parts_table(facts).html()]
+    methods = by_method_table(facts)
+    if methods.rows:
+        parts += [tag("h3", "By category: AUC against the real clips A"), by_category_table(facts).html()]
+        parts += [tag("h3", "By forgery method: AUC against all real clips"), methods.html()]
     if over.rows:
         parts += [tag("h3", "Mean and standard deviation over the parts"), over.html()]
     return section("parts", "The parts in numbers", parts)

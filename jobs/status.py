@@ -87,7 +87,7 @@ def _screen(shown: str) -> str:
 
 def text(status: RunStatus, columns: int | None = None) -> str:
     """A look at a run, in lines. columns: of the screen, on which long ids are shortened; None: nothing is."""
-    lines = [f"run: {status.run}", *_driver_lines(status)]
+    lines = [f"run: {status.run}", *_driver_lines(status), *_control_lines(status)]
     total = sum(status.counts.values())
     left = "" if not status.seconds_left else f"; about {duration(status.seconds_left)} left"
     lines.append(f"{_counted(status.counts)}{left}" if total else "points: none yet, the driver has not laid them out")
@@ -126,6 +126,15 @@ def _driver_lines(status: RunStatus) -> list[str]:
         budget = "" if facts.get("device_hours") is None else f" of {facts['device_hours']:g}"
         lines.append(f"device hours: {spent / 3600:.2f}{budget}")
     return lines
+
+
+def _control_lines(status: RunStatus) -> list[str]:
+    """Who searches controls, a line for each process: one searches those of all parts."""
+    signs = {(facts["pid"], facts["host"]): facts["time"] for facts in status.controls.values()}
+    return [
+        f"controls: being searched by process {pid} on {host}, last sign {duration(max(status.time - sign, 0.0))} ago"
+        for (pid, host), sign in signs.items()
+    ]
 
 
 def _counted(counts: dict[str, int]) -> str:

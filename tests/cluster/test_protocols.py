@@ -1,14 +1,11 @@
-"""Runs of a protocol: their searches, what they say of themselves, and what their parts say together."""
+"""Runs of a protocol: their searches, and what they say of themselves."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
-import statistics
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +94,7 @@ def test_a_protocol_that_was_stopped_resumes_to_whole_runs_of_its_parts(
     with pytest.raises(InputError, match="stands already; continue it with --resume"):
         run.search_grids(CONFIG, resume=False, limits=NO_LIMITS)
     other = open_protocol(out, ProtocolConfig(protocol="folds"), source)
-    with pytest.raises(InputError, match="was begun with protocol"):
+    with pytest.raises(InputError, match=r"was begun with --protocol cross --split-seed 1 .*; give those, or"):
         other.search_grids(CONFIG, resume=True, limits=NO_LIMITS)
 
     results = run.search_grids(CONFIG, resume=True, limits=NO_LIMITS, progress=False)
@@ -231,7 +228,8 @@ def test_mixed_is_one_run_that_says_how_it_was_split(
     told = json.loads(boxes.canonical_json(clips.protocol))
     assert told == {name: content[name] for name in ("split", "protocol")}
     assert run.search_grids(CONFIG, resume=True, limits=NO_LIMITS)[""].unfinished == 2
-    assert protocols.summary(out) == {"protocol": "mixed", "parts": {}, "over_parts": None, "matrix": None}
+    none = dict.fromkeys(("over_parts", "methods_over_parts", "matrix"))
+    assert protocols.summary(out) == {"protocol": "mixed", "parts": {}, **none}
     assert protocols.summary_text(protocols.summary(out)) == []
 
 
@@ -245,97 +243,31 @@ def test_parts_share_the_devices_that_packs_are_planned_for(
     assert [len(list((tmp_path / "run" / "parts" / name / "packs").glob("pack-*"))) for name in PARTS] == [1, 1]
 
 
-def estimate(value: float | None, sentence: str | None = None) -> dict[str, Any]:
-    bounds = (None, None) if value is None else (value - 0.1, value + 0.1)
-    return {"value": value, "low": bounds[0], "high": bounds[1], "sentence": sentence}
+def test_another_protocol_is_refused_by_the_options_of_the_first(tmp_path: Path, source: FeatureSource) -> None:
+    def settings(config: ProtocolConfig, **more: Any) -> dict[str, Any]:
+        return {**more, **protocol_settings(config, protocols.parts_of(config, source.manifest))}
 
+    def told(run: str, content: dict[str, Any]) -> str:
+        with pytest.raises(InputError) as refused:
+            open_run(run, content, resume=True, hints={})
+        return str(refused.value)
 
-Aucs = dict[str, dict[str, float | None]]
-
-
-def evaluated(folder: Path, config: ProtocolConfig, source: FeatureSource, aucs: Aucs) -> str:
-    """A run of a protocol with metrics.json of what was evaluated: part -> data set -> AUC of the found network.
-
-    Accuracies are 0.05 below.
-    """
-    run = str(folder / "run")
-    settings = protocol_settings(config, protocols.parts_of(config, source.manifest))
-    open_run(run, settings, resume=False, hints={})
-    for part, datasets in aucs.items():
-        for dataset, auc in datasets.items():
-            accuracy = None if auc is None else auc - 0.05
-            found = {
-                "auc": estimate(auc, None if auc is not None else "one class alone"),
-                "accuracy": estimate(accuracy),
-            }
-            content = {"version": 2, "found": "grid/best", "clips": 40, "subjects": 10}
-            content |= {"networks": {"grid/best": found, "grid/other": {"auc": estimate(0.99)}}}
-            storage.write(f"{run}/parts/{part}/evaluation/{dataset}/metrics.json", json.dumps(content).encode())
-    return run
-
-
-def test_folds_are_told_with_mean_and_deviation(tmp_path: Path, source: FeatureSource) -> None:
-    aucs: list[float | None] = [0.8, 0.9, 0.7, None]
-    config = ProtocolConfig(protocol="folds")
-    run = evaluated(tmp_path, config, source, {f"fold-{fold}": {"east": auc} for fold, auc in enumerate(aucs)})
-    found = protocols.summary(run)
-    told = found["over_parts"]["east"]["auc"]
-    # By hand: mean 0.8, squared deviations 0, 0.01 and 0.01 over n - 1 = 2.
-    assert (told["mean"], told["deviation"]) == (pytest.approx(0.8), pytest.approx(0.1))
-    assert (told["count"], told["of"], told["sentence"]) == (3, 4, "1 of 4 parts have no value")
-    assert found["over_parts"]["east"]["accuracy"]["mean"] == pytest.approx(statistics.fmean([0.75, 0.85, 0.65]))
-    assert found["parts"]["fold-1"]["datasets"]["east"]["network"] == "grid/best"
-    assert found["parts"]["fold-4"]["sentence"] == "it has not been evaluated; run 'stgs evaluate'"
-    assert (found["matrix"], found["protocol"]) == (None, "folds")
-    lines = protocols.summary_text(found)
-    assert lines[0] == "protocol folds: the found network of each of 5 parts, on test"
-    assert "  fold-0 on east: AUC 0.800 [0.700, 0.900], accuracy 0.750 [0.650, 0.850]" in lines
-    assert "  fold-3 on east: AUC unknown (one class alone), accuracy unknown" in lines
-    mean = "  all parts on east: AUC 0.800 on average, standard deviation 0.100 (1 of 4 parts have no value), accuracy"
-    assert any(line.startswith(mean) for line in lines)
-    json.dumps(found, allow_nan=False)
-
-    rows = protocols.summary_rows(found)
-    assert [row["part"] for row in rows] == ["fold-0", "fold-1", "fold-2", "fold-3", "mean", "deviation"]
-    written = io.StringIO()
-    table = csv.DictWriter(written, rows[0])
-    table.writerows(rows)  # every row has the columns of the first
-    assert [row["auc"] for row in rows[4:]] == pytest.approx([0.8, 0.1])
-
-
-def test_one_method_has_no_deviation_and_a_damaged_file_is_named(tmp_path: Path, source: FeatureSource) -> None:
-    def methods(rows: list[dict[str, Any]]) -> None:
-        for row in rows:
-            row["method"] = f"method{row['category']}"
-
-    clips = open_features(*make_features(tmp_path / "clips", change=methods))
-    run = evaluated(tmp_path, ProtocolConfig(protocol="method"), clips, {"method-methodB": {"planted": 0.75}})
-    told = protocols.summary(run)["over_parts"]["planted"]["auc"]
-    assert told == {"mean": 0.75, "deviation": None, "count": 1, "of": 1, "sentence": "one part alone has no deviation"}
-    metrics = f"{run}/parts/method-methodB/evaluation/planted/metrics.json"
-    storage.write(metrics, b'{"version": 1}')
-    old = protocols.summary(run)
-    assert "is of another version of this program" in old["parts"]["method-methodB"]["sentence"]
-    assert (old["over_parts"], protocols.summary_rows(old)) == ({}, [])
-    storage.write(metrics, b"{")
-    with pytest.raises(InputError, match=r"metrics\.json is damaged .*; put it back"):
-        protocols.summary(run)
-
-
-def test_cross_gives_the_matrix_of_train_and_test_data_sets(tmp_path: Path, source: FeatureSource) -> None:
-    aucs = {"train-east": {"east": 0.9, "west": 0.6, "mixed": 0.7}, "train-west": {"east": 0.5}}
-    found = protocols.summary(evaluated(tmp_path, CROSS, source, {name: dict(part) for name, part in aucs.items()}))
-    assert found["over_parts"] is None
-    matrix = found["matrix"]
-    assert matrix["datasets"] == ["east", "west"]
-    cells = {
-        train: {test: cell["auc"]["value"] for test, cell in tested.items()}
-        for train, tested in matrix["cells"].items()
-    }
-    assert cells == {"east": {"east": 0.9, "west": 0.6}, "west": {"east": 0.5, "west": None}}
-    assert matrix["cells"]["west"]["west"]["auc"]["sentence"] == "it was not tested on west"
-    assert [line.split() for line in protocols.summary_text(found)[-3:]] == [
-        ["east", "west"],
-        ["east", "0.900", "/", "0.850", "0.600", "/", "0.550"],
-        ["west", "0.500", "/", "0.450", "-", "/", "-"],
-    ]
+    folds = str(tmp_path / "folds")
+    open_run(folds, settings(ProtocolConfig(protocol="folds")), resume=False, hints={})
+    expected = f"{folds} was begun with --protocol folds --split-seed 0; give those, or another --out."
+    # Other settings may follow from another protocol, and stand before it in the alphabet.
+    assert told(folds, {"a_digest": "x"}) == expected
+    assert told(folds, settings(ProtocolConfig(protocol="folds", split_seed=1))) == expected
+    method = ProtocolConfig(protocol="method", test_methods=("planted",))
+    other = str(tmp_path / "method")
+    open_run(other, {"protocol": {**asdict(method), "parts": {}}}, resume=False, hints={})
+    options = "--split-seed 0 --dev-subjects 0.2 --test-subjects 0.2 --test-methods planted"
+    assert f"was begun with --protocol method {options}; give those" in told(other, settings(CROSS))
+    plain = str(tmp_path / "plain")
+    open_run(plain, {"a_digest": "x"}, resume=False, hints={})
+    sentence = f"{plain} was begun without --protocol; leave it out, or give another --out."
+    assert told(plain, settings(CROSS)) == sentence
+    # Of the same protocol, what differs is named.
+    assert "was begun with a_digest None, not 'x'" in told(
+        folds, settings(ProtocolConfig(protocol="folds"), a_digest="x")
+    )

@@ -186,6 +186,46 @@ def test_drivers(run: str, packs: list[Pack]) -> None:
     assert status.over
 
 
+def test_controls_at_work_are_shown_and_waited_for(run: str, packs: list[Pack]) -> None:
+    drive(run, age=900.0, ended="complete")
+    for pack in packs:
+        finish(run, pack.points[0])
+    visual, audio, late = (storage.join(run, "parts", arm) for arm in ("visual", "audio", "uniform"))
+    for arm in (visual, audio):
+        plant_packs(arm, packs[:1])
+        drive(arm, age=4.0)
+    # Whose packs are not fixed yet.
+    drive(late, age=4.0)
+    status = look(run)
+    assert (list(status.controls), status.over) == (["audio", "uniform", "visual"], False)
+    assert list(status.parts) == ["audio", "visual"]
+    lines = text(status).splitlines()
+    assert lines[1].startswith("driver: complete")
+    told = [line for line in lines if line.startswith("controls")]
+    assert told == ["controls: being searched by process 4711 on node-7, last sign 4 s ago"]
+    for arm in (visual, audio, late):
+        drive(arm, age=4.0, ended="complete")
+    assert (look(run).controls, look(run).over) == ({}, True)
+    drive(visual, age=90.0)
+    assert look(run).over, "the process is gone: only a restart goes on"
+    drive(visual, age=4.0)
+    drive(run, age=4.0)
+    assert look(run).controls == {}
+
+
+def test_a_part_of_a_protocol_is_no_control(tmp_path: Path, packs: list[Pack]) -> None:
+    run = plant(str(tmp_path / "protocol"), [])
+    config = {"config": {"protocol": {"protocol": "folds", "parts": {"fold-0": {}}}}, "hints": {}}
+    storage.write(storage.join(run, "config.yaml"), json.dumps(config).encode())
+    fold = storage.join(run, "parts", "fold-0")
+    plant_packs(fold, packs[:1])
+    drive(run, ended="stopped")
+    drive(fold)
+    assert (look(run).controls, look(run).over) == ({}, True)
+    drive(storage.join(fold, "parts", "visual"))
+    assert (list(look(run).controls), look(run).over) == (["fold-0/visual"], False)
+
+
 def test_a_run_without_a_driver_is_over_when_no_point_is_left(run: str, packs: list[Pack], tmp_path: Path) -> None:
     assert not look(plant(str(tmp_path / "begun"), [])).over
     for pack in packs[1:]:

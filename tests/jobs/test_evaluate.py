@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from cluster.evaluation import network_uris
 from cluster.features import FeatureSource, open_features
+from cluster.gathering import read_grid
 from cluster.protocol_splits import ProtocolConfig, parts_of, protocol_settings
 from cluster.protocols import resplit
 from cluster.runs import open_run
+from cluster.shards import progress_bar
 from jobs import evaluate
+from jobs.cli import PARTLY, WRONG_USE
 from jobs.evaluate_text import cost_line, estimate_text, latency_line
 from tests.cluster.evaluated_runs import make_run
 from tests.planted import make_features
@@ -64,9 +68,11 @@ def test_a_run_is_told_in_lines(run: str, capsys: pytest.CaptureFixture[str]) ->
     assert ", p = " in next(line for line in lines if line.startswith("found - best"))
     assert Path(run, "evaluation/latency.json").exists()
 
-    payload = json.loads(output(capsys, run, "--json", "--no-latency"))
+    payload = json.loads(output(capsys, run, "--json", "--no-latency", "--resamples", "60"))
     assert payload["latency"] is None
-    assert payload["datasets"]["planted"]["bootstrap"]["resamples"] == 60, "what stands is returned"
+    assert payload["datasets"]["planted"] == content, "what stands is returned"
+    fewer = json.loads(output(capsys, run, "--json", "--no-latency", "--resamples", "40"))
+    assert fewer["datasets"]["planted"]["bootstrap"]["resamples"] == 40
     assert payload["cost"]["search_seconds"] == 3.0
 
 
@@ -118,7 +124,9 @@ def test_a_test_without_real_clips_is_told(tmp_path: Path, capsys: pytest.Captur
     assert "shuffled labels" not in text
 
 
-def test_parts_are_evaluated_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_are_evaluated_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def two_data_sets(rows: list[dict[str, Any]]) -> None:
         for row in rows:
             row["dataset"] = "east" if int(row["subject"][-1]) % 2 else "west"
@@ -134,7 +142,35 @@ def test_parts_are_evaluated_one_by_one(tmp_path: Path, capsys: pytest.CaptureFi
         (whole / "parts").mkdir(exist_ok=True)
         Path(made).rename(whole / "parts" / name)
 
-    text = output(capsys, str(whole), "--no-latency", "--resamples", "40")
+    bars: list[tqdm[Any]] = []
+
+    def recorded(*given: Any) -> tqdm[Any]:
+        bars.append(progress_bar(*given))
+        return bars[-1]
+
+    monkeypatch.setattr(evaluate, "progress_bar", recorded)
+    words = [str(whole), "--no-latency", "--resamples", "40"]
+    stored = {name: whole / "parts" / name / "networks" for name in parts}
+    aside = {name: tmp_path / f"networks-{name}" for name in parts}
+    for name in parts:
+        stored[name].rename(aside[name])
+    assert evaluate.main(words) == WRONG_USE
+    assert f"no part of {whole} has trained networks; run 'stgs train' on it first." in capsys.readouterr().err
+    # The part without networks, the first one, is left out, and keeps the other from nothing.
+    aside["train-west"].rename(stored["train-west"])
+    assert evaluate.main(words) == PARTLY
+    partly = capsys.readouterr().out
+    assert f"left out: {whole}/parts/train-east has no trained networks; run 'stgs train' on it first." in partly
+    assert (whole / "parts/train-west/evaluation/east/metrics.json").exists()
+    assert not (whole / "parts/train-east/evaluation").exists()
+
+    aside["train-east"].rename(stored["train-east"])
+    text = output(capsys, *words)
+    assert [(bar.n, bar.total) for bar in bars] == [(4, 4), (4, 4), (0, 0)], "2 networks on 2 data sets each"
+    rows = read_grid(str(whole))
+    assert [row["part"] for row in rows] == [name for name in parts for _ in range(2)]
+    assert rows == [{"part": name, **row} for name in parts for row in read_grid(f"{whole}/parts/{name}")]
+    assert all(row["test_auc_value.mixed"] is not None for row in rows)
     for name in ("train-east", "train-west"):
         assert f"part {name}:" in text
     for line in ("east: ", "west: ", "mixed: ", "cost on cpu: search 3.0 s "):
@@ -146,6 +182,37 @@ def test_parts_are_evaluated_one_by_one(tmp_path: Path, capsys: pytest.CaptureFi
     assert measured["west"]["auc"] == shown["networks"][shown["found"]]["auc"]
 
 
+@pytest.mark.parametrize(
+    ("shuffled", "words"),
+    [
+        ({"standard_error": 0.01, "at_chance": True}, "standard error 0.010 (20 searches): at chance"),
+        ({"standard_error": 0.01, "at_chance": False, "sentence": None}, "error 0.010 (20 searches): NOT at chance"),
+        (
+            {"standard_error": None, "at_chance": None, "sentence": "so few."},
+            "0.700 (20 searches): no verdict (so few)",
+        ),
+    ],
+)
+def test_words_of_chance(run: str, shuffled: dict[str, Any], words: str) -> None:
+    content = json.loads(Path(run, "evaluation/planted/metrics.json").read_text())
+    told = evaluate.summary(content | {"shuffled": {"count": 20, "mean": 0.7, **shuffled}})
+    assert next(line for line in told.splitlines() if line.startswith("shuffled")).endswith(words)
+
+
+def test_words_of_networks_that_were_fitted_on_dev(run: str) -> None:
+    content = json.loads(Path(run, "evaluation/planted/metrics.json").read_text())
+    found = content["networks"][content["found"]]
+    found |= {"fitted_on": ["train", "dev"], "search_dev_auc": 0.7}
+    told = evaluate.summary(content)
+    assert "\nfound (chosen by the supernet's AUC on dev, for the networks were fitted on dev): grid/" in told
+    assert " at threshold 0.5\n" in told
+    found["search_dev_auc"] = None
+    assert "\nfound (best on dev, on which it was fitted): grid/" in evaluate.summary(content)
+    assert "--repeats" not in told
+    found["repeat"] = 1
+    assert "--repeats" in evaluate.summary(content)
+
+
 def test_words_of_estimates() -> None:
     whole = {"value": 0.5, "low": 0.4, "high": 0.6, "sentence": None}
     assert estimate_text(whole) == "0.500 [0.400, 0.600]"
@@ -153,6 +220,10 @@ def test_words_of_estimates() -> None:
     row = {"part": "all", "batch": 32, "clips": 4, "threads": 2, "milliseconds_per_clip": 12.34}
     told = latency_line({"device": "chip", "rows": [{**row, "part": "fusion"}, row]})
     assert told == "milliseconds a clip, with its backbones: 12.3 (batch 32 timed on 4, 2 cores); chip"
+    alone = latency_line({"device": "chip", "rows": [{**row, "part": "fusion"}], "sentence": "timed alone: why."})
+    assert (
+        alone == "milliseconds a clip, without backbones: 12.3 (batch 32 timed on 4, 2 cores); chip (timed alone: why)"
+    )
     cost = {"device": "cuda", "search_seconds": 86_400.0, "device_days": 1.0}
     spent = cost_line({**cost, "training_seconds": 2.0, "control_seconds": 3.0})
     assert spent == "cost on cuda: search 86,400.0 s (1 GPU days), training of its networks 2.0 s, controls 3.0 s"

@@ -80,6 +80,19 @@ def test_folds_are_summed_up_by_mean_and_deviation(
     assert sum(name == "svg" for name, _ in page.tags) == 5
     over = pd.read_parquet(tmp_path / "run/report/tables/over_parts.parquet").set_index(["dataset", "measure"])
     assert over.loc[("mixed", "auc"), "mean"] == pytest.approx(statistics.fmean(aucs))
+    tables = tmp_path / "run/report/tables"
+    categories = pd.read_parquet(tables / "by_category.parquet").set_index(["part", "dataset"])
+    methods = pd.read_parquet(tables / "by_method.parquet").set_index(["part", "dataset", "method"])
+    network = found["fold-2"]["mixed"]["networks"][found["fold-2"]["mixed"]["found"]]
+    for name, auc in network["auc_by_category"].items():
+        assert categories.loc[("fold-2", "mixed"), f"auc_{name}"] == auc["value"]
+        assert f"{auc['value']:.3f} [" in page.section("parts").text
+        assert ("mixed", f"auc_{name}") in over.index
+        assert f"AUC, A / {name}" in page.section("parts").text
+    for name, auc in network["auc_by_method"].items():
+        assert methods.loc[("fold-2", "mixed", name), "auc"] == auc["value"]
+        assert ("mixed", f"AUC, {name}") in over.index
+    assert set(network["auc_by_category"]) == set("BCD")
     part = read_page(tmp_path / "run/parts/fold-3")
     assert "The found network" in part.text
     lines = commands(read_run(str(tmp_path / "run/parts/fold-3")))

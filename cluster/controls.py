@@ -65,10 +65,13 @@ def control_grids(
 
     shuffles: number of shuffled searches. searches: most searches of the softmax and of the uniform arm, which have as
     many as the grid has points otherwise. Raises InputError where the grid has fewer than 2 features of a sense that
-    is a control, or where `searches` is below 1.
+    is a control, or where `searches`, or `shuffles` of a run with that arm, is below 1.
     """
     if searches < 1:
         raise InputError(f"control_searches is {searches}, but it must be at least 1; leave an arm out of --controls.")
+    if SHUFFLED in controls:
+        # Without a shuffle the arm would be one search, with the labels as they are.
+        _require_some(SHUFFLED, "shuffles", shuffles)
     # Only a choice among them needs candidates; nothing else of an arm does.
     plain = config if UNIFORM in config.estimators else _with_candidates(config, 0)
     grids = {sense: _one_sense(plain, sense, source) for sense in (VISUAL, AUDIO) if sense in controls}
@@ -84,6 +87,11 @@ def control_grids(
             single, temperatures=(SHUFFLED_TEMPERATURE,), num_samples=(SHUFFLED_SAMPLES,), shuffles=shuffles
         )
     return {arm_uri(run, arm): grid for arm, grid in grids.items()}
+
+
+def _require_some(arm: str, option: str, count: int) -> None:
+    if count < 1:
+        raise InputError(f"{option} is {count}, but it must be at least 1; leave {arm} out of --controls.")
 
 
 def _with_candidates(config: GridConfig, count: int) -> GridConfig:
@@ -165,7 +173,9 @@ def random_jobs(run: str, config: GridConfig, source: FeatureSource, *, count: i
     """The networks of the random arm, from the space of the grid's first options.
 
     Their genotypes are the candidates that the grid's supernets scored, as many as there were: one function draws both.
+    Raises InputError where `count` is below 1.
     """
+    _require_some(RANDOM, "random_genotypes", count)
     settings = config.settings
     search = settings.search
     genotypes = random_genotypes(settings.space(source), count, search.data_seed, search.max_parameters)
@@ -179,7 +189,14 @@ def grid_jobs(run: str, arm: str, rows: Sequence[dict[str, Any]]) -> list[Networ
     """The networks of the points that an arm's search found."""
     points = {point.id: point for pack in read_packs(arm_uri(run, arm)) for point in pack.points}
     return [
-        NetworkJob(network_uri(run, arm, row["id"]), row["genotype"], row["seed"], points[row["id"]]) for row in rows
+        NetworkJob(
+            network_uri(run, arm, row["id"]),
+            row["genotype"],
+            row["seed"],
+            points[row["id"]],
+            search_dev_auc=row["dev_auc"],
+        )
+        for row in rows
     ]
 
 

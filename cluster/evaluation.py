@@ -33,6 +33,8 @@ Progress = Callable[[int], object]
 # The name under which all data sets of a test that has several are read together.
 MIXED = "mixed"
 METRICS_NAME, SCORES_NAME = "metrics.json", "scores.parquet"
+# Where metrics.json says which scores it was made of.
+SCORES_DIGEST = "scores_digest"
 
 
 def network_uris(run: str) -> dict[str, str]:
@@ -55,7 +57,8 @@ def evaluate_run(
 
     resamples, seed: of the bootstrap over subjects. progress: called with 1 after every network.
     Returns data set -> the content of evaluation/<data set>/metrics.json (docs/formats.md); all data sets together are
-    called `mixed`. A metrics.json of an earlier version is made anew from the scores that stand beside it.
+    called `mixed`. A metrics.json of an earlier version, or of another bootstrap, is made anew from the scores that
+    stand beside it.
 
     Raises InputError where the networks were made from other features, or where test was read for other networks.
     """
@@ -169,21 +172,33 @@ class _Evaluation:
     def _result(self, name: str, scores: Callable[[], pa.Table]) -> dict[str, Any]:
         """What stands of a data set, or what its scores say."""
         standing = self._standing(name)
-        if standing is not None and standing.get("version") == VERSION:
-            return standing
-        table = scores() if standing is None else self._scores(name)
-        facts = {network: stored.facts for network, stored in self._read_networks().items()}
-        content = {"dataset": name, "digests": self.made, **measure(table, facts, **self.bootstrap)}
-        data = json.dumps(content, indent=1, allow_nan=False).encode()
-        if standing is not None:  # of an earlier version: the same scores of the same networks
-            storage.write(self._uri(name, METRICS_NAME), data)
+        if standing is not None:
+            if standing.get("version") == VERSION and standing["bootstrap"] == self.bootstrap:
+                return standing
+            # Of an earlier version, or of other resamples: the same scores of the same networks.
+            content = self._measured(name, self._scores(name), standing.get(SCORES_DIGEST))
+            storage.write(self._uri(name, METRICS_NAME), _json_bytes(content))
             return content
-        storage.write(self._uri(name, SCORES_NAME), boxes.table_bytes(table))
+        table = scores()
+        data = boxes.table_bytes(table)
+        content = self._measured(name, table, hashlib.sha256(data).hexdigest())
+        if (first := self._standing(name)) is not None:  # made meanwhile, and its scores are none to overwrite
+            return first
+        uri = self._uri(name, SCORES_NAME)
+        storage.write(uri, data)
         try:
-            storage.create(self._uri(name, METRICS_NAME), data)
+            storage.create(self._uri(name, METRICS_NAME), _json_bytes(content))
         except FileExistsError:  # another evaluation of the same networks was first
             return self._standing(name) or content
+        if storage.read(uri) != data:  # by another evaluation, which will find this one's metrics
+            storage.write(uri, data)
         return content
+
+    def _measured(self, name: str, table: pa.Table, scores_digest: str | None) -> dict[str, Any]:
+        """What metrics.json says. scores_digest: sha256 of the scores' file, None for a file of earlier versions."""
+        facts = {network: stored.facts for network, stored in self._read_networks().items()}
+        own = {"dataset": name, "digests": self.made, SCORES_DIGEST: scores_digest}
+        return {**own, **measure(table, facts, **self.bootstrap)}
 
     def _uri(self, dataset: str, *parts: str) -> str:
         return storage.join(self.run, "evaluation", dataset, *parts)
@@ -202,13 +217,7 @@ class _Evaluation:
 
     def _scores(self, dataset: str) -> pa.Table:
         """The scores that stand of a data set; those of earlier versions lack the clips' methods."""
-        try:
-            table = boxes.read_table(self._uri(dataset, SCORES_NAME))
-        except FileNotFoundError:
-            raise InputError(
-                f"{self._uri(dataset, SCORES_NAME)} is missing, although the metrics that were made of it are there; "
-                "train into a new run, since test is read once."
-            ) from None
+        table = read_scores(self.run, dataset)
         if "method" not in table.column_names:
             methods = _methods(self.source)
             table = table.append_column("method", pa.array([methods[name] for name in table["clip_id"].to_pylist()]))
@@ -246,6 +255,30 @@ class _Evaluation:
                     "--features and --manifest of its training."
                 )
         return stored
+
+
+def read_scores(run: str, dataset: str) -> pa.Table:
+    """scores.parquet of a data set that was evaluated.
+
+    Raises InputError where it is missing, or is not the file that metrics.json was made of.
+    """
+    folder = storage.join(run, "evaluation", dataset)
+    uri = storage.join(folder, SCORES_NAME)
+    expected = json.loads(storage.read(storage.join(folder, METRICS_NAME))).get(SCORES_DIGEST)
+    try:
+        data = storage.read(uri)
+    except FileNotFoundError:
+        data = None
+    if data is None or expected not in (None, hashlib.sha256(data).hexdigest()):
+        what = "is missing, although" if data is None else "is another file than"
+        raise InputError(
+            f"{uri} {what} the metrics that were made of it are there; train into a new run, since test is read once."
+        )
+    return boxes.read_table(uri)
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, allow_nan=False).encode()
 
 
 def _methods(source: FeatureSource) -> dict[str, str | None]:

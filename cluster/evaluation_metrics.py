@@ -22,6 +22,8 @@ VERSION = 2
 HALF = 0.5
 # The shuffled arm is at chance if its mean test AUC lies within this many standard errors of 0.5.
 CHANCE_ERRORS = 3.0
+# Of fewer shuffled searches nothing is said; below the second number, with a word of caution (design.md section 4).
+LEAST_SHUFFLES, ENOUGH_SHUFFLES = 3, 20
 # Points of a stored ROC curve, and clips of each kind that are named as the most wrong ones, at most.
 ROC_POINTS, WRONG_CLIPS = 500, 6
 CLIP_COLUMNS = ("clip_id", "category", "dataset", "subject", "method")
@@ -30,17 +32,35 @@ Statistics = Callable[[ScoredClips], Callable[[Floats], Mapping[str, Floats]]]
 
 
 def choose(facts: Mapping[str, Mapping[str, Any]], arms: Sequence[str]) -> str | None:
-    """The network of these arms with the best AUC on dev; of equal ones the one of the first point and repeat.
+    """The network of these arms with the best AUC on dev; of equal ones the one of the first point.
+
+    Networks that were fitted on dev are chosen by the AUC there of the supernets that found them, where these are
+    known. Further trainings of a network show the spread and are no candidates, since not every arm has as many draws.
 
     facts: name (`arm/id`) -> what the network's file says (`StoredNetwork.facts`). None if the arms have no network.
     """
     names = [name for name in facts if name.split("/")[0] in arms]
+    # A further training may stand where the first one failed.
+    names = [name for name in names if facts[name].get("repeat", 0) == 0] or names
+    measured = {name: facts[name]["metrics"] for name in names}
+    by_search = all(chosen_by_search(one) for one in measured.values())
+    aucs = {name: one["search_dev_auc" if by_search else "dev_auc"] for name, one in measured.items()}
 
     def place(name: str) -> tuple[Any, ...]:
         # Points in the grid's order: temperature, num_samples, estimator, seed.
         return (name.split("/")[0], list((facts[name]["point"] or {}).values())[:4], facts[name].get("repeat", 0))
 
-    return max(sorted(names, key=place), key=lambda name: facts[name]["metrics"]["dev_auc"]) if names else None
+    return max(sorted(names, key=place), key=lambda name: aucs[name]) if names else None
+
+
+def fitted_on_dev(metrics: Mapping[str, Any]) -> bool:
+    """Whether a network's weights saw dev. metrics: of its file, or its row in metrics.json."""
+    return "dev" in (metrics.get("fitted_on") or ())
+
+
+def chosen_by_search(metrics: Mapping[str, Any]) -> bool:
+    """Whether the supernet's AUC on dev stands for the network's own, of clips that it was fitted on."""
+    return fitted_on_dev(metrics) and metrics.get("search_dev_auc") is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,13 +270,26 @@ def _spread(aucs: Sequence[float]) -> dict[str, Any] | None:
 
 
 def _chance(aucs: Sequence[float]) -> dict[str, Any] | None:
-    """Whether shuffled labels end at chance: the mean AUC within 3 standard errors of 0.5 (design.md section 4)."""
-    if len(aucs) < 2:
+    """Whether shuffled labels end at chance: the mean AUC within 3 standard errors of 0.5 (design.md section 4).
+
+    at_chance is None where that cannot be said; sentence says why, or that there are too few searches to rely on it.
+    """
+    count = len(aucs)
+    if not aucs:
         return None
-    error = float(np.std(aucs, ddof=1) / math.sqrt(len(aucs)))
-    mean = float(np.mean(aucs))
-    at_chance = abs(mean - HALF) <= CHANCE_ERRORS * error
-    return {"count": len(aucs), "mean": mean, "standard_error": error, "at_chance": at_chance}
+    mean, sentence = float(np.mean(aucs)), None
+    error = float(np.std(aucs, ddof=1) / math.sqrt(count)) if count > 1 else None
+    at_chance = None
+    if count >= LEAST_SHUFFLES and error:
+        at_chance = abs(mean - HALF) <= CHANCE_ERRORS * error
+        if count < ENOUGH_SHUFFLES:
+            sentence = f"only {count} shuffles; {ENOUGH_SHUFFLES} are needed for this to be a check."
+    elif count >= LEAST_SHUFFLES:
+        sentence = f"all {count} shuffles have the same AUC, so that nothing tells how far chance would reach."
+    else:
+        shuffles = "1 shuffle" if count == 1 else f"{count} shuffles"
+        sentence = f"only {shuffles}; {ENOUGH_SHUFFLES} are needed for this to be a check."
+    return {"count": count, "mean": mean, "standard_error": error, "at_chance": at_chance, "sentence": sentence}
 
 
 def require_datasets(names: Sequence[str], pooled: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,8 +31,9 @@ from stgs.found_training import FoundTraining, member_weights
 from stgs.parallel import SINGLE, Workers
 
 TASK_RETRIES = 3
-# A training that takes longer saves its state so often.
+# A training that takes longer saves its state so often, and the first one early: a stop comes without a warning here.
 SAVE_SECONDS = 60.0
+FIRST_SAVE_SECONDS = 5.0
 
 Tell = Callable[[int], None]
 
@@ -51,17 +52,17 @@ def members_of(jobs: Sequence[NetworkJob]) -> list[tuple[int, int | None]]:
     return list(dict.fromkeys((job.seed, job.shuffle_seed) for job in jobs))
 
 
-def require_same_settings(jobs: Sequence[NetworkJob], config: FoundConfig) -> None:
-    """Refuse to leave networks alone that were trained in another way than `config` says."""
+def require_same_settings(uris: Iterable[str], config: FoundConfig) -> None:
+    """Refuse to leave networks alone that were trained in another way than `config` says. uris: of their files."""
     wanted = _flat(asdict(config))
-    for job in jobs:
-        if storage.exists(job.uri):
+    for uri in uris:
+        if storage.exists(uri):
             # A file of version 1 lacks the settings that were not there.
-            standing = _flat(asdict(FoundConfig()) | network_facts(storage.read(job.uri))["config"])
+            standing = _flat(asdict(FoundConfig()) | network_facts(storage.read(uri))["config"])
             for name, value in wanted.items():
                 if standing[name] != value:
                     raise InputError(
-                        f"{job.uri} was trained with {name} {standing[name]}, not {value}; leave the option as it was, "
+                        f"{uri} was trained with {name} {standing[name]}, not {value}; leave the option as it was, "
                         "or train into a new run."
                     )
 
@@ -145,20 +146,21 @@ def _fit(
 ) -> dict[str, str]:
     """Train the networks of one architecture and write their files; uri -> reason of those that failed.
 
-    A training of more than `SAVE_SECONDS` leaves its state beside the networks meanwhile, from which another attempt
-    goes on; it is deleted once the files stand.
+    A training of more than `FIRST_SAVE_SECONDS` leaves its state beside the networks meanwhile, from which another
+    attempt goes on; it is deleted once the files stand.
     """
     torch.set_num_threads(threads)
     training = begin_training(jobs, config, splits, device=device)
     state = state_uri(jobs[0], config, trained_on(facts))
-    before = load_state(read_state(state), training)
-    start = saved = time.perf_counter()
+    before = load_state(read_state(state), training, jobs)
+    start = time.perf_counter()
+    due = start + FIRST_SAVE_SECONDS
     while not training.finished:
         training.run_epoch()
         tell(training.epoch * len(training.seeds))
-        if time.perf_counter() - saved >= SAVE_SECONDS and not training.finished:
-            save_state(state, training, before + time.perf_counter() - start)
-            saved = time.perf_counter()
+        if time.perf_counter() >= due and not training.finished:
+            save_state(state, training, before + time.perf_counter() - start, jobs)
+            due = time.perf_counter() + SAVE_SECONDS
     thresholds, neutral = training.thresholds(), neutral_of(training, splits["train"])
     seconds = before + time.perf_counter() - start
     failed = write_networks(jobs, training, thresholds=thresholds, neutral=neutral, facts=facts, seconds=seconds)
@@ -250,10 +252,12 @@ def state_uri(job: NetworkJob, config: FoundConfig, facts: Mapping[str, Any]) ->
     return storage.join(job.uri.rpartition("/networks/")[0], "training", f"{digest[:32]}.pt")
 
 
-def save_state(uri: str, training: FoundTraining, seconds: float) -> None:
-    """Write a training's state. seconds: device time that it took so far."""
+def save_state(uri: str, training: FoundTraining, seconds: float, jobs: Sequence[NetworkJob]) -> None:
+    """Write the state of the training of `jobs`. seconds: device time that it took so far."""
     buffer = io.BytesIO()
-    torch.save({"training": training.state_dict(), "seconds": seconds}, buffer)
+    # The training knows its seeds, but not what permuted the labels that it was given.
+    state = {"training": training.state_dict(), "seconds": seconds, "members": members_of(jobs)}
+    torch.save(state, buffer)
     storage.write(uri, buffer.getvalue())
 
 
@@ -270,12 +274,13 @@ def read_state(uri: str) -> dict[str, Any] | None:
     return state
 
 
-def load_state(state: Mapping[str, Any] | None, training: FoundTraining) -> float:
-    """Go on from a state, if it is one of these networks; the seconds that it took."""
-    if state is None:
+def load_state(state: Mapping[str, Any] | None, training: FoundTraining, jobs: Sequence[NetworkJob]) -> float:
+    """Go on from a state, if it is one of the networks of `jobs`; the seconds that it took."""
+    # Of other members: some of the networks stand already, or others are asked for.
+    if state is None or state.get("members") != members_of(jobs):
         return 0.0
     try:
         training.load_state_dict(state["training"])
-    except SettingError:  # of other seeds: some of the networks stand already, or others are asked for
+    except SettingError:  # of an earlier version
         return 0.0
     return float(state["seconds"])

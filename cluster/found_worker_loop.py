@@ -151,7 +151,7 @@ class FoundWorker:
         job, workers = self._job, self._workers
         identity = {**job.trained_on, **({"seed": jobs[0].seed} if job.finetune else {})}
         uri = state_uri(jobs[0], job.config, identity)
-        before = load_state(by_first(lambda: read_state(uri), workers), training)
+        before = load_state(by_first(lambda: read_state(uri), workers), training, jobs)
         if by_first(lambda: self._count_attempt(uri, training.epoch), workers) > FRUITLESS_ATTEMPTS:
             self._refuse(jobs, f"{FRUITLESS_ATTEMPTS} attempts in a row ended without saving a new epoch")
             return
@@ -160,7 +160,7 @@ class FoundWorker:
         def seconds() -> float:
             return before + (time.perf_counter() - start) * workers.world
 
-        self._run_epochs(training, uri, seconds)
+        self._run_epochs(training, jobs, uri, seconds)
         thresholds = training.thresholds()
         if isinstance(training, FoundFinetune):
             neutral = training.neutral_values()
@@ -205,14 +205,16 @@ class FoundWorker:
             for job in jobs:
                 self._fail(job.uri, reason)
 
-    def _run_epochs(self, training: FoundTraining, uri: str, seconds: Callable[[], float]) -> None:
+    def _run_epochs(
+        self, training: FoundTraining, jobs: Sequence[NetworkJob], uri: str, seconds: Callable[[], float]
+    ) -> None:
         """Run the epochs that are left; states are saved when they are due, and at a stop."""
         saved, saved_at = training.epoch, time.monotonic()
 
         def save(is_due: bool) -> None:
             nonlocal saved, saved_at
             if training.epoch > saved and (is_due or time.monotonic() - saved_at >= self._job.save_seconds):
-                save_state(uri, training, seconds())
+                save_state(uri, training, seconds(), jobs)
                 saved, saved_at = training.epoch, time.monotonic()
 
         while not training.finished:

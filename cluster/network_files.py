@@ -42,6 +42,7 @@ class NetworkJob:
     genotype: JSON; None for `kind` concat_linear, which has none. point: the point whose search found it, which says
     whether labels are shuffled; None for a genotype drawn by chance, or given. repeat: 0, or which further training of
     the same it is (`repeated`). features: names of those that concat + linear reads, None for all of the box.
+    search_dev_auc: AUC on dev of the supernet that found it, None where none did.
     """
 
     uri: str
@@ -51,6 +52,7 @@ class NetworkJob:
     repeat: int = 0
     kind: str = FOUND
     features: tuple[str, ...] | None = None
+    search_dev_auc: float | None = None
 
     @property
     def shuffle_seed(self) -> int | None:
@@ -90,9 +92,9 @@ class StoredNetwork:
     """A network file that was read.
 
     facts: kind, repeat, genotype (None for concat_linear), features (name -> channels of those that it reads), length,
-    parameters, macs, seed, point, config, metrics (dev_auc, best_epoch, threshold, fitted_on), seconds, provenance
-    (digests, and the settings of backbones and corpus). neutral: name -> the mean of the feature over the train clips,
-    float32 [C] or [C, L]; empty in files of version 1.
+    parameters, macs, seed, point, config, metrics (dev_auc, best_epoch, threshold, fitted_on, search_dev_auc), seconds,
+    provenance (digests, and the settings of backbones and corpus). neutral: name -> the mean of the feature over the
+    train clips, float32 [C] or [C, L]; empty in files of version 1.
     """
 
     uri: str
@@ -161,7 +163,7 @@ def write_network(
         "seed": job.seed,
         "point": job.point.facts() if job.point else None,
         "config": asdict(config),
-        "metrics": {**metrics, "fitted_on": list(config.fitted_on)},
+        "metrics": {**metrics, "fitted_on": list(config.fitted_on), "search_dev_auc": job.search_dev_auc},
         "seconds": seconds,
         "provenance": dict(provenance),
     }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cluster.controls import RANDOM, arm_uri
-from cluster.gathering import read_grid
+from cluster.gathering import GRID_NAME, read_grid
 from cluster.network_files import network_facts
 from cluster.settings import CANDIDATES
 from data_prep import storage
@@ -31,12 +31,14 @@ def rank_correlation(run: str, *, seed: int = 0) -> dict[str, Any] | None:
     """Rank correlations of the supernets' and the stand-alone dev AUC, over the genotypes that have both.
 
     Networks that were fitted on dev, too, have no score there. seed: of the bootstrap over genotypes. Returns None
-    where the run has no candidates or no random arm. Otherwise points: one for each of the grid's, with its id, count
-    (genotypes), spearman, kendall (tau b), low and high (95 % percentile interval of spearman), pairs ([supernet's AUC,
-    stand-alone AUC, the network's name]), and sentence, which says why the numbers are null: fewer than 16 genotypes,
-    or scores that are all equal. mean: spearman and kendall over the points that have them, and their count.
-    resamples: of the bootstrap.
+    where the run has no grid.parquet, no candidates or no random arm. Otherwise points: one for each of the grid's,
+    with its id, count (genotypes), spearman, kendall (tau b), low and high (95 % percentile interval of spearman),
+    pairs ([supernet's AUC, stand-alone AUC, the network's name]), and sentence, which says why the numbers are null:
+    fewer than 16 genotypes, or scores that are all equal. mean: spearman and kendall over the points that have them,
+    and their count. resamples: of the bootstrap.
     """
+    if not storage.exists(storage.join(run, GRID_NAME)):  # a run of given genotypes, or nothing found yet
+        return None
     rows = [(row["id"], json.loads(row.get("candidates") or "[]")) for row in read_grid(run)]
     networks = _random_networks(run)
     if not networks or not any(candidates for _, candidates in rows):

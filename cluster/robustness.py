@@ -18,7 +18,7 @@ import ray
 from cluster import shards
 from cluster.controls import AUDIO, VISUAL
 from cluster.damaged_scores import DamagedScorer
-from cluster.evaluation import METRICS_NAME, MIXED, SCORES_NAME, network_uris
+from cluster.evaluation import METRICS_NAME, MIXED, network_uris, read_scores
 from cluster.features import FeatureSource
 from cluster.network_files import StoredNetwork, read_network
 from cluster.prepare import gpu_share
@@ -172,7 +172,7 @@ def _uri(run: str, dataset: str, *parts: str) -> str:
 
 def _chosen(run: str, dataset: str, source: FeatureSource, clips: int | None) -> _Chosen:
     metrics_json = json.loads(storage.read(_uri(run, dataset, METRICS_NAME)))
-    table = boxes.read_table(_uri(run, dataset, SCORES_NAME))
+    table = read_scores(run, dataset)
     manifest = {row["clip_id"]: row for row in source.manifest.rows}
     # An augmented clip is changed already.
     there = [

@@ -196,7 +196,7 @@ def _result(
         "random": metrics["random"],
         "shuffled": shuffled,
         "beats_single_sense": beats,
-        "at_chance": shuffled is not None and shuffled["at_chance"],
+        "at_chance": bool(shuffled and shuffled["at_chance"]),
         "shortcuts": shortcuts,
         "points": len(searched.payload["points"]),
         "seconds": seconds,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.controls import AUDIO, CONCAT_LINEAR, GRID, RANDOM, SOFTMAX, UNIFORM, VISUAL
+from cluster.evaluation_metrics import chosen_by_search, fitted_on_dev
 from jobs.tables import grid_tables
 
 _ARM_NAMES = {
@@ -40,8 +41,10 @@ def summary(result: Mapping[str, Any]) -> str:
     ]
     lines += grid_tables(rows, "AUC on test, temperature by num_samples", "auc")
     found, single = result["found"], result["best_single_sense"]
-    lines.append(f"found (best on dev): {found}, {networks[found]['parameters']:,} parameters")
+    lines.append(f"found ({_chosen(networks[found])}): {found}, {networks[found]['parameters']:,} parameters")
     lines += measured_lines(networks[found])
+    if any(network["repeat"] for network in networks.values()):
+        lines.append("further trainings (--repeats) show the spread; the first of each network is chosen and compared")
     if single is not None:
         lines.append(f"best single sense (on dev): {single}, AUC {estimate_text(networks[single]['auc'])}")
         lines.append(f"found - best single sense: {_difference(result['difference'])}")
@@ -58,19 +61,34 @@ def summary(result: Mapping[str, Any]) -> str:
             f"({random['count']} networks)"
         )
     if shuffled is not None:
-        where = "at chance" if shuffled["at_chance"] else "NOT at chance"
-        lines.append(
-            f"shuffled labels: mean AUC {shuffled['mean']:.3f}, standard error {shuffled['standard_error']:.3f} "
-            f"({shuffled['count']} searches): {where}"
-        )
+        lines.append(_shuffled(shuffled))
     return "\n".join(lines)
+
+
+def _chosen(network: Mapping[str, Any]) -> str:
+    """What the found network was chosen by."""
+    if chosen_by_search(network):
+        return "chosen by the supernet's AUC on dev, for the networks were fitted on dev"
+    return "best on dev, on which it was fitted" if fitted_on_dev(network) else "best on dev"
+
+
+def _shuffled(shuffled: Mapping[str, Any]) -> str:
+    error, sentence = shuffled["standard_error"], shuffled.get("sentence")
+    verdict = {True: "at chance", False: "NOT at chance", None: "no verdict"}[shuffled["at_chance"]]
+    return (
+        f"shuffled labels: mean AUC {shuffled['mean']:.3f}"
+        + ("" if error is None else f", standard error {error:.3f}")
+        + f" ({shuffled['count']} searches): {verdict}"
+        + ("" if sentence is None else f" ({sentence.rstrip('.')})")
+    )
 
 
 def measured_lines(network: Mapping[str, Any]) -> list[str]:
     """The metrics of one network."""
+    threshold = "threshold 0.5" if fitted_on_dev(network) else "the dev threshold"
     lines = [
         f"  AUC {estimate_text(network['auc'])}, EER {_plain(network['equal_error_rate'])}, accuracy "
-        f"{_plain(network['accuracy_dev_threshold'])} at the dev threshold",
+        f"{_plain(network['accuracy_dev_threshold'])} at {threshold}",
         f"  average precision {_plain(network['average_precision'])}, accuracy {_plain(network['accuracy'])} at 0.5, "
         f"balanced {_plain(network['balanced_accuracy'])}, calibration error {_plain(network['calibration_error'])}",
     ]
@@ -94,7 +112,9 @@ def latency_line(latency: Mapping[str, Any]) -> str:
         f"{row['milliseconds_per_clip']:.3g} (batch {_batch(row)}, {_threads(row['threads'])})" for row in whole or rows
     )
     what = "with its backbones" if whole else "without backbones"
-    return f"milliseconds a clip, {what}: {told}; {latency['device']}"
+    return f"milliseconds a clip, {what}: {told}; {latency['device']}" + (
+        f" ({latency['sentence'].rstrip('.')})" if latency.get("sentence") else ""
+    )
 
 
 def _batch(row: Mapping[str, Any]) -> str:

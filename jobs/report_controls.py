@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.controls import GRID, SHUFFLED
+from cluster.controls import CONTROL_SEARCHES, GRID, SHUFFLED
 from jobs.report_charts import DotRow, Series, dot_chart, fitted_axis, line_chart
 from jobs.report_facts import Arm, Reading, RunFacts
 from jobs.report_html import Html, figure, fold, fraction, plural, section, tag
@@ -37,8 +37,7 @@ _ARMS_NOTE = tag(
     "p",
     "Every arm has the same clips, splits and training, and a search of its own has as many epochs and no more points "
     "than the grid. Networks of equal genotype, seed and labels are trained once, and that time is counted for the "
-    "first "
-    "arm that has them.",
+    "first arm that has them.",
 )
 
 
@@ -53,7 +52,9 @@ def _comparisons(data: DataTable) -> Html | None:
     note = (
         "The found network against the best of each arm on dev, on the same clips. Intervals are 95 % bootstrap "
         "intervals of the difference over subjects; p-values, two-sided, come from exchanging the two networks' ranks "
-        "subject by subject, and are not corrected for their number."
+        "subject by subject, and are not corrected for their number. Softmax and uniform have as many searches as the "
+        f"grid has points, but at most {CONTROL_SEARCHES} unless --control-searches says otherwise: the table of the "
+        "arms counts them. Of repeated trainings the first one counts, so that every arm has equal draws."
     )
     return tag("div", tag("p", tag("b", "Paired comparisons. "), note), data.html())
 

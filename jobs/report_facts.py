@@ -13,8 +13,9 @@ from typing import Any
 
 from cluster.attempts import point_uri, read_result
 from cluster.audits import read_audit
-from cluster.controls import AUDIO, CONTROLS, GRID, RANDOM, VISUAL, arm_uri
+from cluster.controls import AUDIO, CONTROLS, GRID, VISUAL, arm_uri
 from cluster.evaluation import MIXED, choose, network_uris
+from cluster.evaluation_cost import training_seconds
 from cluster.evaluation_metrics import VERSION
 from cluster.found_loop import network_facts
 from cluster.gathering import read_grid
@@ -148,25 +149,8 @@ class RunFacts:
         return [reading for reading in self.readings if reading.dataset is not None]
 
     def training_seconds(self) -> dict[str, float]:
-        """Arm -> device seconds of training its networks.
-
-        Networks of one genotype, seed and labels were fitted once (`cluster.found_loop`), and are counted once, for the
-        first arm that has them.
-        """
-        seconds: dict[str, float] = {}
-        seen = set()
-        for name, network in self.readings[0].networks.items() if self.readings else ():
-            # A network without a point is told apart by its name; a genotype drawn by chance has the grid's first seed.
-            by_chance = {"seed": self.main.grid.seeds[0], "shuffle_seed": None}
-            point = network["point"] or (
-                by_chance if network["arm"] == RANDOM else {"seed": name, "shuffle_seed": None}
-            )
-            which = (network.get("kind"), point["seed"], point["shuffle_seed"], network.get("repeat", 0))
-            key = (json.dumps(network["genotype"], sort_keys=True), *which)
-            if key not in seen:
-                seconds[network["arm"]] = seconds.get(network["arm"], 0.0) + network["seconds"]
-            seen.add(key)
-        return seconds
+        """Arm -> device seconds of training its networks, those that several arms share for the first."""
+        return training_seconds(self.readings[0].networks if self.readings else {}, self.main.grid.seeds[0])
 
 
 def read_run(uri: str, corpus: str | None = None) -> RunFacts:
@@ -271,7 +255,7 @@ def _chosen(networks: Mapping[str, Row], arms: Sequence[str]) -> str | None:
         name: {
             "point": network["point"],
             "repeat": network.get("repeat", 0),
-            "metrics": {"dev_auc": network["dev_auc"]},
+            "metrics": {key: network.get(key) for key in ("dev_auc", "fitted_on", "search_dev_auc")},
         }
         for name, network in networks.items()
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.controls import AUDIO, CONTROLS, GRID, RANDOM, VISUAL
+from cluster.evaluation_metrics import chosen_by_search, fitted_on_dev
 from jobs.report_audit import shortcuts_note
 from jobs.report_caveats import caveats
 from jobs.report_facts import Reading, RunFacts
@@ -16,11 +17,11 @@ from stgs.genotype import genotype_from_dict
 
 
 def chance_warning(facts: RunFacts) -> Html | None:
-    """The page's first line where shuffled labels are not at chance; None where they are, or were not tried."""
+    """The page's first line where shuffled labels are not at chance; None where they are, or where nothing tells."""
     failed = [
         reading
         for reading in facts.tested
-        if reading.content.get("shuffled") is not None and not reading.content["shuffled"]["at_chance"]
+        if reading.content.get("shuffled") is not None and reading.content["shuffled"]["at_chance"] is False
     ]
     if not failed:
         return None
@@ -65,7 +66,7 @@ def _at_a_glance(facts: RunFacts, reading: Reading) -> dict[str, object]:
     )
     what = (
         f"A fusion network of {count(found['parameters'])} parameters ({network_words(found, facts)}): {cells}. "
-        f"Chosen on dev out of {plural(len(reading.of_arm(GRID)), 'trained network')}."
+        f"Chosen on dev out of {plural(_rivals(reading), 'trained network')}{_by_search(found)}."
     )
     return {
         "What was found": what,
@@ -75,14 +76,29 @@ def _at_a_glance(facts: RunFacts, reading: Reading) -> dict[str, object]:
     }
 
 
+def _rivals(reading: Reading) -> int:
+    """The networks that the found one was chosen of: further trainings of a network show the spread."""
+    return sum(not network.get("repeat") for network in reading.of_arm(GRID))
+
+
+def _by_search(found: Mapping[str, Any]) -> str:
+    """What the choice looked at, where it was not the network's own AUC on dev."""
+    return " by the supernet's AUC there, for the networks were fitted on dev" if chosen_by_search(found) else ""
+
+
+def _threshold(found: Mapping[str, Any]) -> str:
+    return "0.5, for it was fitted on dev" if fitted_on_dev(found) else "the threshold of dev"
+
+
 def _how_good(reading: Reading) -> str:
     found, content = reading.networks[reading.found], reading.content
     if reading.dataset is None:
-        return f"AUC on dev {fraction(found['dev_auc'])}, on which it was chosen; the test clips are not read yet."
+        role = "fitted" if fitted_on_dev(found) else "chosen"
+        return f"AUC on dev {fraction(found['dev_auc'])}, on which it was {role}; the test clips are not read yet."
     return (
         f"AUC {estimate_words(found['auc'])} on {plural(content['clips'], 'test clip')} of "
         f"{plural(content['subjects'], 'subject')} that no choice and no weight saw "
-        f"({reading.dataset}); accuracy {estimate_words(found['accuracy_dev_threshold'])} at the threshold of dev."
+        f"({reading.dataset}); accuracy {estimate_words(found['accuracy_dev_threshold'])} at {_threshold(found)}."
     )
 
 
@@ -98,13 +114,19 @@ def _how_sure(facts: RunFacts, reading: Reading) -> list[str | None]:
     sure.append(_unbeaten(content))
     shuffled = content.get("shuffled")
     if shuffled is not None:
-        sure.append("Shuffled labels end at chance." if shuffled["at_chance"] else "Shuffled labels are NOT at chance.")
+        sure.append(_chance_words(shuffled))
     elif reading.dataset is not None:
         sure.append("Shuffled labels were not tried, so that nothing rules out a leak.")
     seeds = len(facts.main.grid.seeds)
     if facts.searched:
         sure.append(f"{plural(seeds, 'seed')} of the search: {'one draw' if seeds == 1 else f'{seeds} draws'}.")
     return sure
+
+
+def _chance_words(shuffled: Mapping[str, Any]) -> str:
+    words = {True: "end at chance", False: "are NOT at chance", None: "do not tell whether they end at chance"}
+    sentence = shuffled.get("sentence")
+    return f"Shuffled labels {words[shuffled['at_chance']]}{f': {sentence}' if sentence else '.'}"
 
 
 def _unbeaten(content: Mapping[str, Any]) -> str | None:
@@ -210,9 +232,9 @@ def _tiles(facts: RunFacts, reading: Reading) -> Html:
         tiles.append(_tile(f"{difference['value']:+.3f}", note, where == "lies above 0"))
     shuffled = reading.content.get("shuffled")
     if shuffled is not None:
-        chance = bool(shuffled["at_chance"])
-        words = "shuffled labels: at chance" if chance else "shuffled labels: NOT at chance"
-        tiles.append(_tile(fraction(shuffled["mean"]), f"mean test AUC, {words}", chance))
+        chance = shuffled["at_chance"]
+        words = {True: "at chance", False: "NOT at chance", None: "too few or too equal to tell"}[chance]
+        tiles.append(_tile(fraction(shuffled["mean"]), f"mean test AUC, shuffled labels: {words}", chance))
     tiles.append(_tile(count(found["parameters"]), "parameters of the found network, without its classifier"))
     if facts.searched:
         searched = plural(len(facts.main.rows), "point")
@@ -247,10 +269,17 @@ def _place(point: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _found(facts: RunFacts, reading: Reading) -> str:
     found = reading.networks[reading.found]
-    rivals = len(reading.of_arm(GRID))
+    rivals = plural(_rivals(reading), "trained network")
+    how = (
+        f"was chosen out of {rivals}{_by_search(found)}"
+        if chosen_by_search(found)
+        else f"is the one whose AUC on dev is best of {rivals}"
+    )
+    if len(reading.of_arm(GRID)) > _rivals(reading):
+        how += " (further trainings of the same genotypes show the spread, and are not chosen)"
     chosen = (
-        f"The found network is the one whose AUC on dev is best of {plural(rivals, 'trained network')}: "
-        f"{network_words(found, facts)}, dev AUC {fraction(found['dev_auc'])}, {count(found['parameters'])} parameters."
+        f"The found network {how}: {network_words(found, facts)}, dev AUC {fraction(found['dev_auc'])}, "
+        f"{count(found['parameters'])} parameters."
     )
     if reading.dataset is None:
         return chosen
@@ -261,8 +290,7 @@ def _found(facts: RunFacts, reading: Reading) -> str:
         f"bootstrap interval over subjects. Its average precision is {estimate_words(found['average_precision'])}, its "
         f"equal error rate {estimate_words(found['equal_error_rate'])}; its accuracy is "
         f"{estimate_words(found['accuracy'])} at P(fake) = 0.5 and {estimate_words(found['accuracy_dev_threshold'])} "
-        "at "
-        f"the threshold chosen on dev, balanced over the two classes {estimate_words(found['balanced_accuracy'])}."
+        f"at {_threshold(found)}, balanced over the two classes {estimate_words(found['balanced_accuracy'])}."
     )
 
 
@@ -315,14 +343,17 @@ def _shuffled(reading: Reading) -> str | None:
     shuffled = reading.content.get("shuffled")
     if shuffled is None:
         return None
-    verdict = (
-        "at chance, within 3 standard errors of 0.5, as it must be"
-        if shuffled["at_chance"]
-        else "NOT at chance (over 3 standard errors from 0.5): do not trust the other scores before this is explained"
-    )
+    verdict = {
+        True: "at chance, within 3 standard errors of 0.5, as it must be",
+        False: "NOT at chance (over 3 standard errors from 0.5): do not trust the other scores before this is "
+        "explained",
+        None: "no verdict",
+    }[shuffled["at_chance"]]
+    error, sentence = shuffled["standard_error"], shuffled.get("sentence")
+    known = "" if error is None else f", standard error {fraction(error)}"
     return (
-        f"With shuffled labels ({shuffled['count']} searches) the mean test AUC is "
-        f"{fraction(shuffled['mean'])}, standard error {fraction(shuffled['standard_error'])}: {verdict}."
+        f"With shuffled labels ({shuffled['count']} {'search' if shuffled['count'] == 1 else 'searches'}) the mean "
+        f"test AUC is {fraction(shuffled['mean'])}{known}: {verdict}{f' ({sentence[:-1]})' if sentence else ''}."
     )
 
 

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 CALIBRATION_CLIPS = 512
 
 
-def random_genotypes(space: SearchSpace, count: int, seed: int, max_parameters: int = 0) -> list[str]:
+def random_genotypes(space: SearchSpace, count: int, seed: int | Sequence[int], max_parameters: int = 0) -> list[str]:
     """`count` different genotypes (JSON): decoded from logits that are drawn, so by the rules that a search obeys.
 
     The first of them do not depend on `count`; a space that holds fewer gives those that it has. max_parameters: of
-    each, 0 for no limit.
+    each, 0 for no limit. seed: at least 0, or several such numbers, which are a stream of their own.
     """
     random = np.random.default_rng(seed)
     found: dict[str, None] = {}

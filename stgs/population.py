@@ -301,9 +301,10 @@ class PopulationSearch:
         ending = [at for at, one in enumerate(progress) if not one.failed and (done or not one.active)]
         if not (self.config.candidates and ending):
             return
-        # Members share their candidates, which compares them, but not where each is to find the best of its own.
-        uniform = self.supernet.estimator == UNIFORM
-        seeds = [self._members[self.active[at]][2] if uniform else self.config.data_seed for at in ending]
+        # Members share their candidates, which compares them, but not where each is to find the best of its own: those
+        # must not be the genotypes that others share, whatever the seeds.
+        uniform, data_seed = self.supernet.estimator == UNIFORM, self.config.data_seed
+        seeds = [(data_seed, self._members[self.active[at]][2], 1) if uniform else (data_seed,) for at in ending]
         count, limit = self.config.candidates, self.config.max_parameters
         drawn = {seed: random_genotypes(self.space, count, seed, limit) for seed in set(seeds)}
         common = min(map(len, drawn.values()))

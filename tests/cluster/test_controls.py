@@ -87,6 +87,15 @@ def test_searches_without_temperature_differ_in_the_seed(source: FeatureSource, 
         control_grids("run", config, (arm,), source, shuffles=2, searches=0)
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_an_arm_of_nothing_is_refused(source: FeatureSource, count: int) -> None:
+    with pytest.raises(InputError, match=rf"shuffles is {count}, .* at least 1; leave shuffled out of --controls"):
+        control_grids("run", GRID_CONFIG, CONTROLS, source, shuffles=count)
+    assert list(control_grids("run", GRID_CONFIG, (VISUAL,), source, shuffles=count)) == ["run/parts/visual"]
+    with pytest.raises(InputError, match=rf"random_genotypes is {count}, .* leave random out of --controls"):
+        random_jobs("run", GRID_CONFIG, source, count=count)
+
+
 def test_controls_of_a_grid_that_is_itself_uniform_keep_their_candidates(source: FeatureSource) -> None:
     config = replace(GRID_CONFIG, estimators=("uniform",))
     grids = control_grids("run", config, CONTROLS, source, shuffles=2)
@@ -173,6 +182,9 @@ def test_a_run_with_its_searched_controls(tmp_path: Path, source: FeatureSource)
         assert (row["hardly_moved"], row["gradient_lost"], row["entropy_unmoved"]) == (False, "", "")
     first, second = ({json.dumps(one["genotype"]) for one in json.loads(row["candidates"])} for row in rows[UNIFORM])
     assert not first & second
+    # Each network says what its search's supernet reached, by which those that are fitted on dev are chosen.
+    assert [job.search_dev_auc for job in jobs[:2]] == [row["dev_auc"] for row in rows[GRID]]
+    assert {job.search_dev_auc for job in jobs if f"/parts/{RANDOM}/" in job.uri} == {None}
 
     assert [job.uri.removeprefix(f"{run}/").split("/networks/")[0] for job in jobs] == [
         *(["networks/" + f"{row['id']}.safetensors" for row in rows[GRID]]),

@@ -17,7 +17,7 @@ import torch
 
 from cluster.controls import AUDIO, CONCAT_LINEAR, GRID, RANDOM, VISUAL, control_jobs
 from cluster.evaluation import evaluate_network, evaluate_run, network_uris, score_clips
-from cluster.evaluation_cost import run_cost
+from cluster.evaluation_cost import run_cost, training_seconds
 from cluster.evaluation_latency import write_latency
 from cluster.features import FeatureSource, Split, open_features
 from cluster.found_loop import read_network
@@ -139,7 +139,8 @@ def test_metrics_of_version_1_are_made_anew_without_test(
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     folder = copy / "evaluation/planted"
-    old = {key: value for key, value in result.items() if key not in ("version", "comparisons", "wrong")}
+    newer = ("version", "scores_digest", "comparisons", "wrong")
+    old = {key: value for key, value in result.items() if key not in newer}
     (folder / "metrics.json").write_text(json.dumps(old))
     scores = boxes.read_table(str(folder / "scores.parquet")).drop_columns(["method"])
     storage.write(str(folder / "scores.parquet"), boxes.table_bytes(scores))
@@ -148,8 +149,9 @@ def test_metrics_of_version_1_are_made_anew_without_test(
         raise AssertionError(f"{split} was read")
 
     monkeypatch.setattr(FeatureSource, "load", refuse)
-    assert evaluate_run(str(copy), source, resamples=200)["planted"] == result
-    assert json.loads((folder / "metrics.json").read_text()) == result
+    anew = result | {"scores_digest": None}
+    assert evaluate_run(str(copy), source, resamples=200)["planted"] == anew
+    assert json.loads((folder / "metrics.json").read_text()) == anew
     (folder / "metrics.json").write_text(json.dumps(old))
     (folder / "scores.parquet").unlink()
     with pytest.raises(InputError, match=r"scores\.parquet is missing"):
@@ -233,7 +235,7 @@ def test_several_data_sets_are_read_alone_and_together(tmp_path: Path) -> None:
     assert results["mixed"]["networks"][found]["auc"]["value"] is not None
     row = read_grid(run)[0]
     assert (row["test_auc_value.right"], row["test_auc_value.mixed"] is None) == (None, False)
-    assert evaluate_run(run, source) == results
+    assert evaluate_run(run, source, resamples=100) == results
 
     def call_one_mixed(rows: Rows) -> None:
         _two_sets(rows)
@@ -316,6 +318,22 @@ def test_cost_is_summed_over_arms(run: str, result: dict[str, Any]) -> None:
     assert cost["device_days"] == 3.0 / 86_400
     seconds = sum(network["seconds"] for network in result["networks"].values())
     assert cost["training_seconds"] + cost["control_seconds"] == pytest.approx(seconds)
+
+
+def test_a_training_that_arms_share_is_counted_once() -> None:
+    point = {"seed": 3, "shuffle_seed": None}
+    one = {"arm": GRID, "kind": "found", "genotype": {"a": 1}, "point": point, "repeat": 0, "seconds": 2.0}
+    networks = {
+        "grid/a": one,
+        "grid/b": one,
+        "grid/a_repeat-1": {**one, "repeat": 1},
+        "visual/a": {**one, "arm": VISUAL},
+        "random/random-0": {**one, "arm": RANDOM, "point": None},
+        "random/random-1": {**one, "arm": RANDOM, "point": None, "genotype": {"a": 2}},
+        "shuffled/a": {**one, "arm": "shuffled", "point": {**point, "shuffle_seed": 0}},
+    }
+    assert training_seconds(networks, 3) == {GRID: 4.0, RANDOM: 2.0, "shuffled": 2.0}
+    assert training_seconds(networks, 4)[RANDOM] == 4.0, "another seed is another training"
 
 
 def test_scores_do_not_depend_on_the_other_clips(run: str, result: dict[str, Any], source: FeatureSource) -> None:

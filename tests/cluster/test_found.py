@@ -122,7 +122,7 @@ def test_evaluation_reads_test_once(trained: str, source: FeatureSource) -> None
         assert row["network_dev_auc"] == network["dev_auc"]
         assert row["test_auc_low.planted"] == network["auc"]["low"]
 
-    assert evaluate_run(trained, source, progress=steps.append)["planted"] == result
+    assert evaluate_run(trained, source, resamples=200, progress=steps.append)["planted"] == result
     assert len(steps) == 5, "the second evaluation reads what stands"
     extra = Path(network_uri(trained, RANDOM, "random-0"))
     extra.parent.mkdir(parents=True)
@@ -171,3 +171,13 @@ def test_choose_takes_the_best_on_dev_of_the_given_arms() -> None:
     assert choose(facts, (GRID,)) == "grid/t5", "of equal networks the first point's"
     assert choose(facts, (VISUAL, AUDIO)) == "audio/t5"
     assert choose(facts, (RANDOM,)) is None
+    facts["grid/t15_repeat-1"] = {**facts["grid/t15"], "repeat": 1, "metrics": {"dev_auc": 1.0}}
+    assert choose(facts, (GRID,)) == "grid/t5", "a further training is no further draw of this arm"
+    assert choose({"grid/b": {**facts["grid/t5"], "repeat": 1}}, (GRID,)) == "grid/b", "the first training failed"
+    # Fitted on dev: the scores there are those of clips that were learnt, but the supernets' are not.
+    searched = {"grid/t10": 0.7, "grid/t5": 0.6, "grid/t15": 0.8}
+    for name, value in searched.items():
+        facts[name]["metrics"] |= {"fitted_on": ["train", "dev"], "search_dev_auc": value}
+    assert choose(facts, (GRID,)) == "grid/t15"
+    facts["grid/t10"]["metrics"]["search_dev_auc"] = None
+    assert choose(facts, (GRID,)) == "grid/t5", "of a file that does not know it"

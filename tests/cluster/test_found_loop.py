@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(
         epochs.append(self.epoch)
         return run_epoch(self)
 
+    monkeypatch.setattr(found_loop, "FIRST_SAVE_SECONDS", 0.0)
     monkeypatch.setattr(found_loop, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(FoundTraining, "run_epoch", counted)
     with pytest.raises(Interrupted):
@@ -160,6 +162,27 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(
     assert facts[0]["metrics"] == facts[1]["metrics"]
 
 
+def test_the_first_state_is_saved_early(
+    tmp_path: Path, source: FeatureSource, splits: dict[str, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    run_epoch, save_state, saved = FoundTraining.run_epoch, found_loop.save_state, []
+
+    def slow(self: FoundTraining) -> list[float]:
+        now[0] += 4.0
+        return run_epoch(self)
+
+    def noted(*arguments: Any) -> None:
+        saved.append(now[0])
+        save_state(*arguments)
+
+    monkeypatch.setattr(found_loop.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(FoundTraining, "run_epoch", slow)
+    monkeypatch.setattr(found_loop, "save_state", noted)
+    assert fit([job(tmp_path)], source, splits, FoundConfig(epochs=19, batch_size=96)) == {}
+    assert saved == [8.0, 68.0]
+
+
 def test_a_state_of_other_networks_or_a_damaged_one_is_passed_over(
     tmp_path: Path, source: FeatureSource, splits: dict[str, Split]
 ) -> None:
@@ -168,14 +191,15 @@ def test_a_state_of_other_networks_or_a_damaged_one_is_passed_over(
     training = found_loop.begin_training(both, CONFIG, splits, device="cpu")
     training.run_epoch()
     uri = found_loop.state_uri(both[0], CONFIG, facts)
-    found_loop.save_state(uri, training, 5.0)
-    for jobs, seconds, epoch in ((both, 5.0, 1), (one, 0.0, 0)):
+    found_loop.save_state(uri, training, 5.0, both)
+    shuffled = [both[0], replace(both[1], point=Point(10.0, 15, "stgs", 1, 3))]
+    for jobs, seconds, epoch in ((both, 5.0, 1), (one, 0.0, 0), (shuffled, 0.0, 0)):
         again = found_loop.begin_training(jobs, CONFIG, splits, device="cpu")
-        assert found_loop.load_state(found_loop.read_state(uri), again) == seconds
+        assert found_loop.load_state(found_loop.read_state(uri), again, jobs) == seconds
         assert again.epoch == epoch
     Path(uri).write_bytes(Path(uri).read_bytes()[:1000])
     assert found_loop.read_state(uri) is None
-    assert found_loop.load_state(None, training) == 0.0
+    assert found_loop.load_state(None, training, both) == 0.0
     other = found_loop.state_uri(both[0], FoundConfig(epochs=5), facts)
     assert other != uri, "a training of other settings has another state"
 
@@ -207,9 +231,9 @@ def test_files_of_the_first_version_are_read(tmp_path: Path, source: FeatureSour
         after.required_neutral()
     clips = found_loop.begin_training([one], CONFIG, splits, device="cpu").dev
     assert (predict(after.network, clips) == predict(before.network, clips)).all()
-    found_loop.require_same_settings([one], CONFIG)
+    found_loop.require_same_settings([one.uri], CONFIG)
     with pytest.raises(InputError, match="was trained with fit_on train, not train\\+dev; leave the option"):
-        found_loop.require_same_settings([one], FoundConfig(epochs=4, batch_size=32, fit_on="train+dev"))
+        found_loop.require_same_settings([one.uri], FoundConfig(epochs=4, batch_size=32, fit_on="train+dev"))
 
 
 @pytest.mark.parametrize("version", [0, 3])

@@ -129,6 +129,7 @@ def test_runs_without_both_scores(tmp_path: Path) -> None:
     networks = {f"random-{i}": (text, float(second[i]), ["train"]) for i, text in enumerate(GENOTYPES)}
     plant_run(tmp_path / "no-random", {"a": values}, {})
     plant_run(tmp_path / "no-candidates", {"a": []}, networks)
+    assert rank_correlation(str(tmp_path / "no-grid")) is None
     assert rank_correlation(str(tmp_path / "no-random")) is None
     assert rank_correlation(str(tmp_path / "no-candidates")) is None
     fitted = {name: (text, value, ["train", "dev"]) for name, (text, value, _) in networks.items()}

@@ -13,7 +13,7 @@ from data_prep import boxes
 from data_prep.manifest import read_manifest, resolve_path
 from data_prep.storage import InputError
 from jobs import demo, score
-from jobs.cli import PARTLY, Outcome
+from jobs.cli import FAILED, PARTLY, Outcome
 
 CONFIG: dict[str, Any] = {
     "num_subjects": 6,
@@ -45,8 +45,10 @@ def test_demo_runs_to_the_report(out: Path, outcome: Outcome) -> None:
     assert seed["points"] == 16
     assert seed["random"]["count"] == 1
     assert seed["shuffled"]["count"] == 2
-    # One epoch on 8 clips proves nothing, and the exit code must say so exactly where the interval or chance does.
-    assert (outcome.exit_code == 0) == (seed["difference"]["low"] > 0 and seed["shuffled"]["at_chance"])
+    # Two shuffles say nothing about chance, whatever the interval says, and the exit code must say so.
+    assert seed["shuffled"]["at_chance"] is None
+    assert not seed["at_chance"]
+    assert outcome.exit_code == FAILED
     assert Path(seed["report"]).read_text().lower().startswith("<!doctype html>")
     corpus = boxes.read_meta(str(out / "seed-0" / "corpus"), boxes.CORPUS)
     assert corpus.counts["clips"] == 24, "every drawn face is found"

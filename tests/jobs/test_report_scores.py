@@ -122,8 +122,22 @@ def test_the_first_screen_answers_four_questions(facts: RunFacts) -> None:
     assert "No advantage is shown over the best of: BM-NAS softmax, visual only." in read_page(facts).text
 
 
+def test_networks_that_were_fitted_on_dev_are_chosen_by_their_supernets(facts: RunFacts) -> None:
+    content = facts.readings[0].content
+    fitted = {"fitted_on": ["train", "dev"], "search_dev_auc": 0.7}
+    networks = {name: {**network, **fitted} for name, network in content["networks"].items()}
+    page = read_page(reread(facts, networks=networks)).text
+    assert "by the supernet's AUC there, for the networks were fitted on dev." in page
+    assert "at 0.5, for it was fitted on dev" in page
+    assert "at the threshold of dev" not in page
+
+
 def test_shuffled_labels_that_are_not_at_chance_are_the_first_line(facts: RunFacts) -> None:
     shuffled = {"count": 20, "mean": 0.731, "standard_error": 0.012, "at_chance": False}
+    few = {**shuffled, "standard_error": None, "at_chance": None, "sentence": "only 1 shuffle; 20 are needed."}
+    untold = read_page(reread(facts, shuffled=few))
+    assert "WARNING: with shuffled labels" not in untold.text
+    assert "do not tell whether they end at chance: only 1 shuffle; 20 are needed." in untold.text
     for at_chance in (False, True):
         page = read_page(reread(facts, shuffled={**shuffled, "at_chance": at_chance}))
         begins = first_words(page).startswith(

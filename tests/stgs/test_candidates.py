@@ -197,8 +197,10 @@ def test_uniform_keeps_its_logits_and_takes_the_best_candidate() -> None:
         # It stands still on purpose, which is nothing to warn of.
         assert not any(result.metrics[name] for name in ("hardly_moved", "gradient_lost", "entropy_unmoved"))
     drawn = [[genotype for genotype, _ in result.candidates] for result in results]
-    assert drawn[0] == random_genotypes(search.space, 6, MEMBERS[0].seed)
+    assert drawn[0] == random_genotypes(search.space, 6, (search.config.data_seed, MEMBERS[0].seed, 1))
     assert not set(drawn[0]) & set(drawn[1]), "each seed has candidates of its own"
+    shared = {seed: random_genotypes(search.space, 6, seed) for seed in (search.config.data_seed, 0, 1, 2)}
+    assert not any(set(own) & set(theirs) for own in drawn for theirs in shared.values()), "nor the random arm's"
     alone = run(build_search(MEMBERS[1:2], estimator="uniform", epochs=3, candidates=6))
     assert alone.results()[0].candidates == results[1].candidates
 

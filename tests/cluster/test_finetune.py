@@ -131,7 +131,7 @@ def test_a_run_is_what_its_files_hold_wherever_they_lie(
     _begin(run, POINT, here, resume=False)
     _begin(run, POINT, there, resume=True)
     other = replace(here, job=replace(here.job, finetune=replace(here.job.finetune, shuffle_clips=5)))
-    with pytest.raises(InputError, match="was begun with finetune"):
+    with pytest.raises(InputError, match="was begun with shuffle_clips 4, not 5"):
         _begin(run, POINT, other, resume=True)
 
 

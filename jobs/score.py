@@ -211,7 +211,7 @@ def _text(stored: StoredNetwork, clips: Sequence[dict[str, Any]]) -> str:
         if clip["senses"]:
             effects = [f"{name} {clip['senses'][name]:+.2f}" for name in _EFFECTS if name in clip["senses"]]
             lines.append(
-                f"    logit {clip['logit']:+.2f} = {clip['senses']['baseline']:+.2f} without, {', '.join(effects)}"
+                f"    logit {clip['logit']:+.2f} = {clip['senses']['baseline']:+.2f} with neither, {', '.join(effects)}"
             )
     if any("refused" not in clip and not clip["senses"] for clip in clips):
         lines.append(

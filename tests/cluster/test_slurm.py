@@ -160,8 +160,13 @@ PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-li
 
 def test_two_jobs_on_one_machine_share_no_port(fake_ray: Allocation) -> None:
     ports = []
-    for job in ("4711", "4712"):
-        process = fake_ray.start("a", SLURM_JOB_ID=job, STGS_DRIVER="true")
+    # A driver that ends at once may end the job before its other step has noted how it was called.
+    driver = fake_ray.folder / "driver"
+    driver.write_text(
+        'until [ "$(grep -c "ray start --block" "$STAND_IN_LOG.srun")" -ge "$WORKER_STEPS" ]; do sleep 0.05; done\n'
+    )
+    for steps, job in enumerate(("4711", "4712"), start=1):
+        process = fake_ray.start("a", SLURM_JOB_ID=job, STGS_DRIVER=f"sh {driver}", WORKER_STEPS=str(steps))
         assert process.wait(timeout=30) == 0
         starts = [call for call in fake_ray.said("srun") if "ray start" in call and f"stgs-{job}-" in call]
         ports += [int(found) for name in PORTS for found in re.findall(rf"--{name}=(\d+)", starts[0])]

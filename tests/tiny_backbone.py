@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stgs.backbone_base import Backbone
+from stgs.backbones import BACKBONES, BackboneConfig
 
 
 class TinyBackbone(Backbone):
@@ -25,6 +26,19 @@ class TinyBackbone(Backbone):
         early = self.early(x)
         late = self.late(early)
         return {"early": early, "late": late, "pooled": late}
+
+
+def tiny_backbones(length: int) -> BackboneConfig:
+    """Two of them, untrained, under the name `tiny`, which is registered here; `length` frames a clip."""
+    BACKBONES.setdefault("tiny", TinyBackbone)
+    return BackboneConfig(
+        visual="tiny",
+        audio="tiny",
+        visual_weights="random:0",
+        audio_weights="random:1",
+        taps=("late", "pooled"),
+        length=length,
+    )
 
 
 def random_clips(count: int, frames: int, *, size: int = 16, seed: int | None = None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from jobs.train import TrainJobConfig
 from stgs.config import FoundConfig, SearchConfig
 from stgs.genotype import count_parameters, genotype_from_json
 from stgs.search_space import SearchSpace
+from tests.cluster.undriven import drive_without_ray
 from tests.planted import make_features
 
 SETTINGS = SearchSettings(channels=8, search=SearchConfig(epochs=3, batch_size=32))
@@ -216,28 +216,11 @@ def test_a_cluster_that_is_too_small_leaves_no_trace(
     assert not (tmp_path / "run").exists()
 
 
-class Undriven(Driver):
-    """A driver without a board, in tests without Ray."""
-
-    def work_on(self, run: str, *, takeover: bool) -> None:
-        """Nobody else does."""
-
-    def confirm(self, run: str) -> None:
-        """Nor later."""
-
-    def look(self) -> None:
-        """Nobody is asked."""
-
-
 @pytest.fixture
 def undriven(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches are driven without Ray."""
 
-    @contextlib.contextmanager
-    def driving(**limits: Any) -> Iterator[Driver]:
-        yield Undriven(None)
-
-    monkeypatch.setattr(grid, "driving", driving)
+    drive_without_ray(monkeypatch)
 
 
 def search_grid(out: str, config: GridConfig, source: FeatureSource, resume: bool = False) -> grid.GridResult:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from jobs import cli
 from jobs.grid import parts_outcome
 from jobs.status import text as status_text
 from stgs.config import SearchConfig
+from tests.cluster.undriven import drive_without_ray
 from tests.planted import make_features
 
 SETTINGS = SearchSettings(channels=4, device="cpu", search=SearchConfig(epochs=2, batch_size=64))
@@ -156,28 +155,11 @@ def _is_shown_and_fetched(out: str, folder: Path) -> None:
     assert (folder / "parts" / PARTS[0] / "grid.parquet").is_file()
 
 
-class Undriven(Driver):
-    """A driver without a board, in tests without Ray."""
-
-    def work_on(self, run: str, *, takeover: bool, is_whole: bool = False) -> None:
-        """Nobody else does."""
-
-    def confirm(self, run: str) -> None:
-        """Nor later."""
-
-    def look(self) -> None:
-        """Nobody is asked."""
-
-
 @pytest.fixture
 def undriven(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches are driven without Ray."""
 
-    @contextlib.contextmanager
-    def driving(**limits: Any) -> Iterator[Driver]:
-        yield Undriven(None)
-
-    monkeypatch.setattr(grid, "driving", driving)
+    drive_without_ray(monkeypatch)
     monkeypatch.setattr(devices, "_most", lambda resource, size: 2 // size if resource == "CPU" else 0)
     monkeypatch.setattr(packing, "planned_devices", lambda kind, threads: 2)
     monkeypatch.setattr(packing, "device_memory", lambda kind, threads: None)

@@ -22,25 +22,16 @@ from torch import distributed
 
 from stgs.backbone_base import build_backbone
 from stgs.backbone_trainer import FinetuneConfig
-from stgs.backbones import BACKBONES, BackboneConfig
 from stgs.config import InputError, SearchConfig
 from stgs.finetune import FinetuneSearch
 from stgs.parallel import SINGLE, Workers, default_workers
 from stgs.search_space import search_space
 from stgs.supernet import Member
 from tests.memory_stream import MemoryStream
-from tests.tiny_backbone import TinyBackbone, random_clips
+from tests.tiny_backbone import TinyBackbone, random_clips, tiny_backbones
 
 LENGTH, BATCH, SECONDS = 2, 6, 60
-BACKBONES.setdefault("tiny", TinyBackbone)
-TINY = BackboneConfig(
-    visual="tiny",
-    audio="tiny",
-    visual_weights="random:0",
-    audio_weights="random:1",
-    taps=("late", "pooled"),
-    length=LENGTH,
-)
+TINY = tiny_backbones(LENGTH)
 SPACE = search_space("default", TINY.features, channels=6, length=LENGTH)
 CONFIG = SearchConfig(epochs=2, batch_size=BATCH)
 FINETUNE = FinetuneConfig(micro_batch=4, backbone_learning_rate=1e-3)

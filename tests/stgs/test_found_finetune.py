@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from stgs.backbone_trainer import FinetuneConfig
-from stgs.backbones import BACKBONES, BackboneConfig, FeatureExtractor
+from stgs.backbones import FeatureExtractor
 from stgs.clips import ClipSet
 from stgs.config import FoundConfig, InputError, WeightSchedule
 from stgs.found_finetune import FoundFinetune
@@ -21,18 +21,10 @@ from stgs.found_training import FoundTraining, predict
 from stgs.genotype import CellGene, Genotype, StepGene
 from stgs.losses import balanced_cross_entropy
 from tests.memory_stream import MemoryStream
-from tests.tiny_backbone import TinyBackbone
+from tests.tiny_backbone import tiny_backbones
 
 LENGTH, BATCH = 2, 6
-BACKBONES.setdefault("tiny", TinyBackbone)
-TINY = BackboneConfig(
-    visual="tiny",
-    audio="tiny",
-    visual_weights="random:0",
-    audio_weights="random:1",
-    taps=("late", "pooled"),
-    length=LENGTH,
-)
+TINY = tiny_backbones(LENGTH)
 CELL = CellGene(
     ("visual.late", "audio.late"),
     (StepGene("concat_fc", ("in1", "in2")), StepGene("attention", ("step1", "in2"))),

@@ -49,9 +49,12 @@ def _program() -> dict[str, bytes]:
     found = {}
     folders = {name: _folder(name) for name in PACKAGES}
     for name, folder in folders.items():
-        for path in folder.glob("*.py"):
-            if path.is_file() and not path.name.startswith("."):
-                found[f"{name}/{path.name}"] = path.read_bytes()
+        for path in folder.rglob("*.py"):
+            relative = path.relative_to(folder)
+            # Folders that are no packages, such as those of editors, are none of the program.
+            packaged = all((folder / parent / "__init__.py").is_file() for parent in relative.parents)
+            if path.is_file() and packaged and not path.name.startswith("."):
+                found[f"{name}/{relative.as_posix()}"] = path.read_bytes()
     project = folders[PACKAGES[0]].parent / _PROJECT
     # Beside an installed package there is none, or, in a folder of many packages, another project's.
     if project.is_file() and all(folder.parent == project.parent for folder in folders.values()):

@@ -26,11 +26,8 @@ from stgs.backbones import SENSES, FeatureExtractor
 from stgs.bilevel import Batch
 from stgs.config import InputError, require, require_at_least
 from stgs.parallel import SINGLE, Workers
+from stgs.precision import gradient_scaler, mixed_precision, remedy, require_precision, resolved_precision
 from stgs.streamed import RawClips, StreamedClips
-
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Gradients are summed over the workers in buffers of about this many values: few collectives, little extra memory.
-BUCKET_VALUES = 8 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,24 +51,12 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for field in ("micro_batch", "shuffle_clips"):
             require_at_least(field, getattr(self, field), 1)
-        allowed = ("auto", *PRECISIONS)
-        require(
-            self.precision in allowed, f"precision is {self.precision!r}, but it must be one of {', '.join(allowed)}."
-        )
+        require_precision(self.precision)
         require(
             self.backbone_learning_rate > 0,
             f"backbone_learning_rate is {self.backbone_learning_rate}, but it must be above 0.",
         )
         require_at_least("backbone_weight_decay", self.backbone_weight_decay, 0)
-
-
-def resolved_precision(precision: str, device: torch.device | str) -> str:
-    """`precision`, or for `auto` what suits the device."""
-    if precision != "auto":
-        return precision
-    if torch.device(device).type != "cuda":
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 class BackboneTrainer:
@@ -97,8 +82,7 @@ class BackboneTrainer:
             weight_decay=config.backbone_weight_decay,
             fused=True,
         )
-        # Small gradients vanish in float16 unless they are scaled up on their way through the backbones.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
+        self.scaler = gradient_scaler(self.precision, self.device)
         # Whether a feature of the last guarded batch was beyond float16, of any worker; None where nothing is guarded.
         self.overflowed: Tensor | None = None
         self._inputs: tuple[Tensor, Tensor] | None = None
@@ -168,9 +152,7 @@ class BackboneTrainer:
         if self.overflowed is not None:
             # A map that overflowed may still give a finite gradient, such as 0 behind a ReLU.
             own[0].add_(torch.where(self.overflowed, torch.inf, 0.0))
-        for bucket in _buckets(own) if self.workers.world > 1 else ():
-            for gradient, total in zip(bucket, self.workers.sum_together(bucket), strict=True):
-                gradient.copy_(total)
+        self.workers.sum_each_(own)
 
     def step(self, learning_rate_factor: float) -> None:
         """One step of the optimiser, at this share of the largest learning rate, in (0, 1].
@@ -206,9 +188,7 @@ class BackboneTrainer:
 
     def remedy(self, lower: str) -> str:
         """What may keep the numbers of a training finite. lower: the learning rates that it has, in words."""
-        return (
-            lower if self.precision == "float32" else f"{lower}, or set precision to float32 (it is {self.precision})"
-        )
+        return remedy(lower, self.precision)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """`visual` and `audio` -> a copy of the backbone's state on the CPU, as a weights file holds it."""
@@ -245,9 +225,7 @@ class BackboneTrainer:
         self.scaler.load_state_dict(state["scaler"])
 
     def _run(self, frames: Tensor, spectrogram: Tensor) -> dict[str, Tensor]:
-        half = self.precision != "float32"
-        # Each weight is used once a pass, so a cache of their halves would only hold memory.
-        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=half, cache_enabled=False):
+        with mixed_precision(self.precision, self.device):
             pooled = self.extractor.pooled_taps(frames, spectrogram)
         # [B, C, L] -> [B, L, C], as `stgs.clips` does once for cached features.
         found = {name: pooled[name] for name in self.names}
@@ -255,16 +233,3 @@ class BackboneTrainer:
 
     def _micro_batches(self, *inputs: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from zip(*(tensor.split(self.config.micro_batch) for tensor in inputs), strict=True)
-
-
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    bucket: list[Tensor] = []
-    values = 0
-    for tensor in tensors:
-        bucket.append(tensor)
-        values += tensor.numel()
-        if values >= BUCKET_VALUES:
-            yield bucket
-            bucket, values = [], 0
-    if bucket:
-        yield bucket

@@ -34,7 +34,7 @@ class RunningStatistics:
         torch._foreach_lerp_([*self.means, *self.variances], new, self.momentum)
 
 
-def _merged_statistics(mean: Tensor, variance: Tensor, count: int, workers: Workers) -> tuple[Tensor, Tensor, Tensor]:
+def merged_statistics(mean: Tensor, variance: Tensor, count: int, workers: Workers) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance and number of all workers' values, each like `mean`, from each worker's own.
 
     Chan, Golub and LeVeque (1979): deviations from the common mean, not a difference of squares, which cancels.
@@ -102,7 +102,7 @@ class NormalisedProduct(torch.autograd.Function):
         count: Tensor | int = y.shape[2]
         if block.workers.world > 1:
             own_mean = mean
-            mean, variance, count = _merged_statistics(mean, variance, y.shape[2], block.workers)
+            mean, variance, count = merged_statistics(mean, variance, y.shape[2], block.workers)
             centred += own_mean - mean
         if block.running is not None:
             block.running.move(mean if block.offset is None else mean + block.offset, variance, count)

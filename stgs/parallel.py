@@ -20,6 +20,8 @@ from torch import Tensor, distributed
 
 from stgs.config import require
 
+# Gradients are summed over the workers in buffers of about this many values: few collectives, little extra memory.
+BUCKET_VALUES = 8 * 2**20
 Index = TypeVar("Index", NDArray[np.int64], Tensor)
 Value = TypeVar("Value")
 
@@ -63,6 +65,12 @@ class Workers:
         flat = self.sum_(torch.cat([tensor.flatten() for tensor in tensors]))
         parts = flat.split([tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+    def sum_each_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each of `tensors`, all of one dtype, by its sum over the workers, many in one collective."""
+        for bucket in _buckets(tensors) if self.world > 1 else ():
+            for tensor, total in zip(bucket, self.sum_together(bucket), strict=True):
+                tensor.copy_(total)
 
     def stack(self, tensor: Tensor) -> Tensor:
         """The workers' tensors, all of one shape, stacked in order of rank: [world, ...]."""
@@ -131,3 +139,16 @@ def _collective() -> Iterator[None]:
         if not lost or "enforce fail" in text:
             raise
         raise PeerLostError(f"another worker is gone ({text})") from error
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    values = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        values += tensor.numel()
+        if values >= BUCKET_VALUES:
+            yield bucket
+            bucket, values = [], 0
+    if bucket:
+        yield bucket

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from stgs.bilevel import Batch
 from stgs.clips import ClipSet
+
+Clips = TypeVar("Clips")
+ClipsOut = TypeVar("ClipsOut", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +35,41 @@ class RawClips:
     clips: int
 
 
-class ClipStream(Protocol):
+class Stream(Protocol[ClipsOut]):
     """A split whose clips are read while they are used, each worker its share."""
+
+    def num_batches(self, epoch: int) -> int:
+        """Batches of an epoch; the same on every worker."""
+
+    def batches(self, epoch: int) -> Iterator[ClipsOut]:
+        """One pass over this worker's clips in the order of `epoch`: `num_batches(epoch)` batches, none empty."""
+
+    def in_order(self) -> Iterator[ClipsOut]:
+        """This worker's clips, the same ones in every call; each clip of the split is one worker's."""
+
+
+class ClipStream(Stream[RawClips], Protocol):
+    """A stream of frames and spectrograms."""
 
     @property
     def labels(self) -> NDArray[np.int8]:
         """0 real, 1 fake, of all workers' clips, [N]; the same on every worker."""
 
-    def num_batches(self, epoch: int) -> int:
-        """Batches of an epoch; the same on every worker."""
 
-    def batches(self, epoch: int) -> Iterator[RawClips]:
-        """One pass over this worker's clips in the order of `epoch`: `num_batches(epoch)` batches, none empty."""
+class EpochReader(Generic[Clips]):
+    """The batches of an epoch by their number, from the iterator that gives them."""
 
-    def in_order(self) -> Iterator[RawClips]:
-        """This worker's clips, the same ones in every call; each clip of the split is one worker's."""
+    def __init__(self, batches: Iterator[Clips]) -> None:
+        self._batches = batches
+        self._read = 0
+
+    def at(self, number: int) -> Clips:
+        """Batch `number`; those before it that have not been read are passed over, those that have are gone."""
+        while True:
+            clips = next(self._batches)
+            self._read += 1
+            if self._read > number:
+                return clips
 
 
 class StreamedClips(ClipSet):
@@ -58,22 +81,16 @@ class StreamedClips(ClipSet):
     def __init__(self, stream: ClipStream, device: torch.device | str, balance: Tensor | None = None) -> None:
         super().__init__({}, stream.labels, members=1, device=device, balance=balance)
         self.stream = stream
-        # Reader of the epoch under way, and the batches that came from it.
-        self._clips: Iterator[RawClips] = iter(())
-        self._read = 0
+        self._epoch: EpochReader[RawClips] = EpochReader(iter(()))
 
     def begin_epoch(self, epoch: int) -> int:
         """Read the clips of `epoch` from its first one on. Returns its number of batches."""
-        self._clips, self._read = self.stream.batches(epoch), 0
+        self._epoch = EpochReader(self.stream.batches(epoch))
         return self.stream.num_batches(epoch)
 
     def at(self, number: int) -> RawClips:
-        """Batch `number` of the epoch; those before it that this process has not read are passed over."""
-        while True:
-            clips = next(self._clips)
-            self._read += 1
-            if self._read > number:
-                return clips
+        """Batch `number` of the epoch, as of `EpochReader`."""
+        return self._epoch.at(number)
 
     def with_features(self, clips: RawClips, features: Mapping[str, Tensor]) -> Batch:
         """The batch of clips whose features these are."""

@@ -53,8 +53,16 @@ def listed(folder: Path) -> list[str]:
     return json.loads(done.stdout)
 
 
+def installed_packages(repository: Path) -> list[str]:
+    """What an installation consists of."""
+    settings = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert list(settings) == ["packages"], "package-data has to be shipped, too"
+    return settings["packages"]
+
+
 def test_the_archive_holds_the_program_and_nothing_else(checkout: Path, repository: Path) -> None:
-    modules = [f"{name}/{path.name}" for name in PACKAGES for path in (repository / name).iterdir()]
+    folders = [package.replace(".", "/") for package in installed_packages(repository)]
+    modules = [f"{name}/{path.name}" for name in folders for path in (repository / name).iterdir()]
     program = [name for name in modules if name.endswith(".py") and "/." not in name]
     assert listed(checkout) == sorted([*program, "pyproject.toml", "config/grid.yaml"])
     # Installed packages have no pyproject.toml of their own beside them.
@@ -73,6 +81,12 @@ def test_the_archive_runs_alone_and_is_the_same_twice(tmp_path: Path) -> None:
     assert "usage: stgs" in done.stdout, done.stderr
 
 
-def test_every_package_is_shipped_and_none_needs_more_than_python_files(repository: Path) -> None:
-    settings = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    assert settings == {"packages": list(PACKAGES)}, "package-data has to be shipped, too"
+def test_every_package_is_installed_and_shipped(repository: Path) -> None:
+    there = {
+        ".".join(path.parent.relative_to(repository).parts)
+        for name in PACKAGES
+        for path in (repository / name).rglob("__init__.py")
+    }
+    assert set(installed_packages(repository)) == there
+    with zipfile.ZipFile(io.BytesIO(archive())) as file:
+        assert {f"{package.replace('.', '/')}/__init__.py" for package in there} <= set(file.namelist())

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stgs.backbone_trainer import BackboneTrainer, FinetuneConfig, resolved_precision
+from stgs.backbone_trainer import BackboneTrainer, FinetuneConfig
 from stgs.backbones import BACKBONES, BackboneConfig, FeatureExtractor
 from stgs.config import InputError
+from stgs.precision import resolved_precision
 from tests.tiny_backbone import TinyBackbone, random_clips
 
 T, CLIPS = 2, 6

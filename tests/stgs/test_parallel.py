@@ -1,25 +1,19 @@
 """Data-parallel workers over gloo, without Ray: two and three processes make the updates that one makes.
 
-The module is its own program: `python test_parallel.py DIRECTORY` runs one worker, then groups of two and of three, and
-saves what each rank got.
+The module is its own program, as `tests.worker_groups` has it.
 """
 
-import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from stgs.bilevel import Batch, architecture_update, weight_update
 from stgs.clips import ClipSet
@@ -28,9 +22,10 @@ from stgs.found_training import FoundTraining
 from stgs.fused import Block, NormalisedProduct, RunningStatistics
 from stgs.genotype import CellGene, Genotype, StepGene
 from stgs.layers import MemberBatchNorm
-from stgs.parallel import SINGLE, Workers, default_workers
+from stgs.parallel import Workers
 from stgs.search_space import search_space
 from stgs.supernet import Member, Supernet
+from tests.worker_groups import LOST, Groups, main, results
 
 FEATURES = {"visual.a": 5, "visual.pooled": 7, "audio.a": 3}
 SPACE = search_space("default", FEATURES, channels=6, length=3)
@@ -39,9 +34,6 @@ MEMBERS = [Member(10.0, 15, 3), Member(1.0, 5, 8), Member(5.0, 8, 4)]
 P, N, C = len(MEMBERS), 30, 6
 WORLDS = (2, 3)
 DTYPES = (torch.float64, torch.float32)
-SECONDS = 60
-LOST = 0
-Groups = dict[int, list[Any]]
 
 
 def penalty(logits: dict[str, Tensor]) -> Tensor:
@@ -184,63 +176,10 @@ def run_with_a_lost_peer(workers: Workers) -> list[str]:
     return errors
 
 
-def join(rank: int, world: int, directory: Path, name: str) -> Workers:
-    """Become one of a group."""
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{directory}/rendezvous-{name}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=SECONDS / 3),
-    )
-    workers = default_workers()
-    assert workers == Workers(rank, world)
-    return workers
-
-
-def rank_main(rank: int, directory: Path) -> None:
-    """One process: the groups that it belongs to, one after the other."""
-    for world in WORLDS:
-        if rank < world:
-            torch.save(work(join(rank, world, directory, str(world))), directory / f"{world}-{rank}.pt")
-            distributed.destroy_process_group()
-    if rank < 2:
-        torch.save(run_with_a_lost_peer(join(rank, 2, directory, "lost")), directory / "lost.pt")
-
-
-def main(directory: Path) -> None:
-    """One worker, then the others. They are forked, so that torch is imported once; no thread has been started here."""
-    torch.set_num_threads(1)
-    assert default_workers() == SINGLE
-    torch.save(work(SINGLE), directory / "1-0.pt")
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=rank_main, args=(rank, directory)) for rank in range(max(WORLDS))]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    sys.exit(any(process.exitcode for process in processes))
-
-
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Groups:
     """World size -> what each rank got; LOST -> the errors of a worker whose peer has died."""
-    directory = tmp_path_factory.mktemp("workers")
-    process = subprocess.Popen(
-        [sys.executable, __file__, str(directory)],
-        env={**os.environ, "PYTHONPATH": str(repository)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        errors = process.communicate(timeout=SECONDS)[1]
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, errors
-    found: Groups = {w: [torch.load(directory / f"{w}-{r}.pt") for r in range(w)] for w in (1, *WORLDS)}
-    return found | {LOST: [torch.load(directory / "lost.pt")]}
+    return results(__file__, tmp_path_factory.mktemp("workers"), repository, WORLDS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -341,4 +280,4 @@ def test_wrong_ranks_are_refused() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), WORLDS, work, run_with_a_lost_peer)

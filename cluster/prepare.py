@@ -1,4 +1,8 @@
-"""Manifest -> corpus, on Ray Data: face crops and spectrograms of every clip, or the reason why there are none."""
+"""Manifest -> corpus or sequences, on Ray Data: what is seen and heard of every clip, or the reason why there is none.
+
+Both kinds are made alike, and a configuration tells which: a corpus has a window of each clip, with face crops and
+spectrogram, sequences have all of it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import math
 import platform
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -20,8 +24,10 @@ from cluster.devices import device_memory
 from data_prep import boxes, storage
 from data_prep.boxes import SHARD_CLIPS, Meta, shard_name
 from data_prep.clip import CORPUS_SCHEMA, REJECT_SCHEMA, ClipPreparer, PrepareConfig, Reject
-from data_prep.faces import MtcnnDetector
-from data_prep.manifest import read_manifest
+from data_prep.faces import FaceDetector, MtcnnDetector
+from data_prep.manifest import Row, read_manifest
+from data_prep.sequence import SEQUENCE_CLIPS, SEQUENCE_SCHEMA, SequenceConfig
+from data_prep.sequence_preparer import SequencePreparer
 from data_prep.storage import InputError
 
 REJECTS = "rejects"
@@ -30,6 +36,7 @@ _PACKAGES = (
     "audiomentations", "av", "facenet-pytorch", "librosa", "numpy", "pyarrow", "pyroomacoustics", "scipy", "soxr",
     "torch", "torchvision",
 )  # fmt: skip
+Config = PrepareConfig | SequenceConfig
 # What an actor takes of a GPU: its CUDA context with the libraries, and MTCNN on the frames of one clip.
 _GPU_BYTES_PER_ACTOR = 2**30
 
@@ -37,20 +44,20 @@ _GPU_BYTES_PER_ACTOR = 2**30
 def prepare(
     manifest_uri: str,
     out: str,
-    config: PrepareConfig,
+    config: Config,
     *,
     actors: int | None = None,
     face_device: str = "auto",
     progress: bool = True,
 ) -> Meta:
-    """Prepare every clip of a manifest into the corpus `out`, and return its meta.json.
+    """Prepare every clip of a manifest into the corpus or the sequences `out`, and return its meta.json.
 
-    Needs a connection (`cluster.session.connect`). actors: processes, each with a CPU and a face detector; None: as
-    many as the cluster has room for. face_device: `cuda` looks for faces on GPUs, which actors share, `auto` does so
-    where every machine with CPUs has one, so that none stays idle; boxes and scores differ between devices in their
-    last bits. Shards that stand are kept, so a stopped run goes on where it stopped; a complete corpus is returned as
-    it is. counts: rows, clips, rejects, shards, category.<A..D> of the clips, reject.<reason>. extra: face_device (cpu
-    or cuda; null without a detector).
+    Needs a connection (`cluster.session.connect`). config: of the kind that is wanted. actors: processes, each with a
+    CPU and a face detector; None: as many as the cluster has room for. face_device: `cuda` looks for faces on GPUs,
+    which actors share, `auto` does so where every machine with CPUs has one, so that none stays idle; boxes and scores
+    differ between devices in their last bits. Shards that stand are kept, so a stopped run goes on where it stopped; a
+    complete box is returned as it is. counts: rows, clips, rejects, shards, category.<A..D> of the clips,
+    reject.<reason>. extra: face_device (cpu or cuda; null without a detector).
 
     Raises InputError if the manifest is none, if `out` was begun from another manifest, with another config or on
     another face_device, or if there is no CUDA where `cuda` was asked for; RuntimeError if a row was lost.
@@ -59,12 +66,13 @@ def prepare(
     manifest = read_manifest(manifest_uri)
     out = storage.absolute(out)
     how = {"face_device": device}
-    boxes.begin(out, boxes.CORPUS, asdict(config) | how, manifest.meta.digest, resume=True)
+    kind, shard_clips = kind_of(config), _shard_clips(config)
+    boxes.begin(out, kind, asdict(config) | how, manifest.meta.digest, resume=True)
     if storage.exists(storage.join(out, boxes.META_NAME)):
-        return boxes.read_meta(out, boxes.CORPUS)
-    starts = range(0, len(manifest.rows), SHARD_CLIPS)
+        return boxes.read_meta(out, kind)
+    starts = range(0, len(manifest.rows), shard_clips)
     work = [
-        {"name": shard_name(index), "rows": manifest.rows[start : start + SHARD_CLIPS]}
+        {"name": shard_name(index), "rows": manifest.rows[start : start + shard_clips]}
         for index, start in enumerate(starts)
     ]
     results = shards.run(
@@ -86,7 +94,7 @@ def prepare(
             f"{out}: {counts['rows']} rows became {counts['clips']} clips and {counts['rejects']} rejects"
         )
     meta = Meta(
-        kind=boxes.CORPUS,
+        kind=kind,
         config=asdict(config),
         counts=dict(counts),
         versions=shards.versions(_PACKAGES),
@@ -95,10 +103,32 @@ def prepare(
         extra=how,
     )
     boxes.write_meta(out, meta)
-    return boxes.read_meta(out, boxes.CORPUS)
+    return boxes.read_meta(out, kind)
 
 
-def _resolved_device(wanted: str, config: PrepareConfig) -> str | None:
+def kind_of(config: Config) -> str:
+    """The kind of box that `config` makes."""
+    return boxes.SEQUENCES if isinstance(config, SequenceConfig) else boxes.CORPUS
+
+
+def _shard_clips(config: Config) -> int:
+    return SEQUENCE_CLIPS if isinstance(config, SequenceConfig) else SHARD_CLIPS
+
+
+def _preparer(
+    config: Config, detector: FaceDetector | None
+) -> Callable[[Row, dict[str, str]], dict[str, Any] | Reject]:
+    """What makes a row of the box, or a reject, of a row of the manifest."""
+    if isinstance(config, SequenceConfig):
+        return SequencePreparer(config, detector=detector)
+    return ClipPreparer(config, detector=detector)
+
+
+def _schema(config: Config) -> pa.Schema:
+    return SEQUENCE_SCHEMA if isinstance(config, SequenceConfig) else CORPUS_SCHEMA(config)
+
+
+def _resolved_device(wanted: str, config: Config) -> str | None:
     """`cpu` or `cuda`; None where no faces are looked for."""
     if wanted not in FACE_DEVICES:
         raise InputError(f"face_device is {wanted!r}; choose from {', '.join(FACE_DEVICES)}.")
@@ -141,17 +171,17 @@ class PrepareWorker(shards.ShardWorker):
     face_device: where the detector runs, `cpu` or `cuda`; None: there is no detector.
     """
 
-    def __init__(self, out: str, roots: dict[str, str], config: PrepareConfig, face_device: str | None) -> None:
+    def __init__(self, out: str, roots: dict[str, str], config: Config, face_device: str | None) -> None:
         self.out = out
         self.roots = roots
         self.config = config
         self.face_device = face_device
 
     @functools.cached_property
-    def _prepare_clip(self) -> ClipPreparer:
+    def _prepare_clip(self) -> Callable[[Row, dict[str, str]], dict[str, Any] | Reject]:
         """Loaded when it is needed, which it is not where all shards stand."""
         if self.face_device is None:
-            return ClipPreparer(self.config)
+            return _preparer(self.config, None)
         # Takes seconds to import, and only those who look for faces need it.
         import torch
 
@@ -165,7 +195,7 @@ class PrepareWorker(shards.ShardWorker):
         detector = MtcnnDetector(
             max_side=config.detect_max_side, min_face_size=config.min_face_size, device=self.face_device
         )
-        return ClipPreparer(config, detector=detector)
+        return _preparer(config, detector)
 
     def work(self, shard: shards.Shard) -> Iterator[int | shards.Result]:
         """Write a shard's rejects, then its part, whose presence commits both."""
@@ -185,9 +215,9 @@ class PrepareWorker(shards.ShardWorker):
             yield 1
         tables = {
             rejects: pa.Table.from_pylist(refused, schema=REJECT_SCHEMA),
-            part: boxes.table_from_rows(rows, CORPUS_SCHEMA(self.config)),
+            part: boxes.table_from_rows(rows, _schema(self.config)),
         }
-        rows.clear()  # the tables hold copies, and a shard has 100 MB
+        rows.clear()  # the tables hold copies, and a shard has 100 MB and more
         files = {name: storage.write(storage.join(self.out, name), boxes.table_bytes(tables[name])) for name in tables}
         yield self._result(shard, files, tables[part], tables[rejects])
 

@@ -1,4 +1,4 @@
-"""Boxes: the directories that jobs hand to each other (manifest, corpus, features).
+"""Boxes: the directories that jobs hand to each other (manifest, corpus, features, sequences).
 
 A box has one `meta.json`, written last: what it was made by (config, versions), from (the parent's digest), and the
 sha256 of each of its files. Its own digest is the sha256 of those. `plan.json`, written first, says what an unfinished
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from data_prep import storage
 from data_prep.storage import InputError
 
-MANIFEST, CORPUS, FEATURES = KINDS = ("manifest", "corpus", "features")
+MANIFEST, CORPUS, FEATURES, SEQUENCES = KINDS = ("manifest", "corpus", "features", "sequences")
 META_NAME = "meta.json"
 PLAN_NAME = "plan.json"
 META_VERSION = 1
@@ -74,7 +74,7 @@ def json_digest(value: Any) -> str:
 
 
 def shard_name(index: int) -> str:
-    """File name of shard `index`, which holds clips [64 * index, 64 * (index + 1)) in order of clip_id."""
+    """File name of shard `index`: of the clips in order of clip_id the next 64; of sequences the next 16."""
     return f"part-{index:05d}.parquet"
 
 
@@ -205,8 +205,11 @@ def table_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     flat = pa.table(columns, schema=pa.schema(fields, table.schema.metadata))
     # Dictionaries and statistics of megabyte-sized values cost time and help nobody.
-    plain = [column_field.name for column_field in fields if not _is_stored_tensor(column_field)]
-    pq.write_table(flat, sink, compression="zstd", use_dictionary=plain, write_statistics=plain)
+    plain = [column_field.name for column_field in fields if not _is_large(column_field)]
+    # A page ends between two batches of values, and whole pages are compressed: megabytes need one for each.
+    large = any(pa.types.is_large_binary(column_field.type) for column_field in fields)
+    batch = {"write_batch_size": 1} if large else {}
+    pq.write_table(flat, sink, compression="zstd", use_dictionary=plain, write_statistics=plain, **batch)
     return sink.getvalue().to_pybytes()
 
 
@@ -298,6 +301,10 @@ def _single_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 def _is_stored_tensor(column_field: pa.Field) -> bool:
     return column_field.metadata is not None and _DTYPE_KEY in column_field.metadata
+
+
+def _is_large(column_field: pa.Field) -> bool:
+    return _is_stored_tensor(column_field) or pa.types.is_large_binary(column_field.type)
 
 
 def _to_bytes(values: np.ndarray) -> pa.FixedSizeBinaryArray:

@@ -34,8 +34,8 @@ __all__ = [
     "window_settings",
 ]
 
-_LABEL_COLUMNS = ("clip_id", "label", "category", "dataset", "subject", "target", "method", "augmentation")
-_MEASURED_COLUMNS = (
+LABEL_COLUMNS = ("clip_id", "label", "category", "dataset", "subject", "target", "method", "augmentation")
+MEASURED_COLUMNS = (
     "fps",
     "duration_s",
     "leading_silence_s",
@@ -44,7 +44,7 @@ _MEASURED_COLUMNS = (
     "trimmed_trailing_s",
     "loudness_dbfs",
 )
-_FACT_COLUMNS = ("width", "height", "sample_rate", "bit_rate", "file_bytes")
+FACT_COLUMNS = ("width", "height", "sample_rate", "bit_rate", "file_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,7 +207,7 @@ class ClipPreparer:
         Raises InputError if there is no such augmentation.
         """
         try:
-            return {name: row[name] for name in _LABEL_COLUMNS} | self._prepare(row, roots, damage)
+            return {name: row[name] for name in LABEL_COLUMNS} | self._prepare(row, roots, damage)
         except RejectedError as rejected:
             return Reject(
                 clip_id=row["clip_id"], path=row["video_path"], reason=rejected.reason, detail=rejected.detail
@@ -216,7 +216,7 @@ class ClipPreparer:
     def _prepare(self, row: Row, roots: Mapping[str, str], damage: DamagedClip | None) -> dict[str, Any]:
         config = self.config
         plan = augmentations.plan(row["augmentation"], row["clip_id"], window_s=config.window_s)
-        video_uri, audio_uri = _resolve(row, roots)
+        video_uri, audio_uri = clip_files(row, roots)
         settings = window_settings(config, plan, row["clip_id"])
         if damage is None:
             clip = self._decoder.read_window(video_uri, audio_uri, **settings)
@@ -226,8 +226,8 @@ class ClipPreparer:
         choice = {name: made.pop(name) for name in ("num_faces", "face_choice")}  # the schema's last columns
         return {
             **made,
-            **{name: getattr(clip, name) for name in _MEASURED_COLUMNS},
-            **{name: getattr(clip.facts, name) for name in _FACT_COLUMNS},
+            **{name: getattr(clip, name) for name in MEASURED_COLUMNS},
+            **{name: getattr(clip.facts, name) for name in FACT_COLUMNS},
             **choice,
         }
 
@@ -326,7 +326,8 @@ def _random_place(clip_id: str) -> float:
     return int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8], "big") / 2**64
 
 
-def _resolve(row: Row, roots: Mapping[str, str]) -> tuple[str, str | None]:
+def clip_files(row: Row, roots: Mapping[str, str]) -> tuple[str, str | None]:
+    """(picture, sound or None: it is in the picture's file) of a manifest's row. Raises RejectedError: unreadable."""
     try:
         video_uri = resolve_path(roots, row["video_path"])
         return video_uri, None if row["audio_path"] is None else resolve_path(roots, row["audio_path"])

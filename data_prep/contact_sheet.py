@@ -1,4 +1,4 @@
-"""A picture that shows what a corpus holds: for each of some clips its face crops and its spectrogram."""
+"""A picture that shows what a corpus, or sequences, hold: of some clips the face crops and the spectrogram."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFont
 
 from data_prep import boxes, faces
+from data_prep.filter_banks import NUM_BANKS
+from data_prep.sequence import sequence_arrays
 
 _SIDE = 96  # of a face crop, in pixels
 _SPECTROGRAM_WIDTH = 192
@@ -23,10 +25,19 @@ _COLUMNS = (
     "clip_id", "category", "augmentation", "frames", "spectrogram", "width", "height", "face_box", "face_score",
     "num_faces", "face_choice", "duration_s", "leading_silence_s",
 )  # fmt: skip
+_SEQUENCE_FRAMES = 8  # of a sequence
+_SEQUENCE_COLUMNS = (
+    *(name for name in _COLUMNS if name not in ("frames", "spectrogram")), "num_frames", "video", "filter_banks",
+)  # fmt: skip
 
 
-def contact_sheet(parts: Sequence[str], *, clips: int = 24, face_margin: float | None = None) -> tuple[bytes, int]:
+def contact_sheet(
+    parts: Sequence[str], *, clips: int = 24, face_margin: float | None = None, sequences: bool = False
+) -> tuple[bytes, int]:
     """A JPEG of up to `clips` clips from `parts`, the URIs of a corpus's parts, and how many it shows.
+
+    sequences: whether they are parts of sequences, of which 8 frames are shown that were searched for faces, and, in
+    the place of spectrograms, filter banks.
 
     The clips are spread evenly over the corpus in order of clip_id. A red frame marks a crop in which the face was not
     found (its box is taken from the nearest frame that has it). Where several faces were seen, the caption tells most
@@ -38,7 +49,7 @@ def contact_sheet(parts: Sequence[str], *, clips: int = 24, face_margin: float |
     rows: list[dict[str, Any]] = []
     for number, part in enumerate(chosen):
         share = math.ceil((clips - len(rows)) / (len(chosen) - number))
-        rows += _rows(part, share)
+        rows += _sequence_rows(part, share) if sequences else _rows(part, share)
     return draw_rows(rows, face_margin=face_margin), len(rows)
 
 
@@ -67,6 +78,23 @@ def _rows(part: str, count: int) -> list[dict[str, Any]]:
     table = table.take(pa.array(_spread(range(table.num_rows), count), pa.int64()))
     columns = {name: boxes.column_to_numpy(table, name) for name in _COLUMNS}
     return [{name: columns[name][index] for name in _COLUMNS} for index in range(table.num_rows)]
+
+
+def _sequence_rows(part: str, count: int) -> list[dict[str, Any]]:
+    """Of some sequences of a part what a corpus row has, as far as it is drawn."""
+    table = boxes.read_table(part, _SEQUENCE_COLUMNS)
+    table = table.take(pa.array(_spread(range(table.num_rows), count), pa.int64()))
+    plain = table.drop_columns(["video", "filter_banks"]).to_pylist()
+    rows = []
+    for row, video, banks in zip(plain, *sequence_arrays(table), strict=True):
+        searched = len(row["face_score"])
+        shown = (2 * np.arange(_SEQUENCE_FRAMES) + 1) * searched // (2 * _SEQUENCE_FRAMES)
+        frames = video[(2 * shown + 1) * len(video) // (2 * searched)]
+        # Logarithms of energies, of which a spectrogram has the roots.
+        spectrogram = np.exp(banks.reshape(-1, NUM_BANKS) / 2)
+        boxes_and_scores = {name: np.array(row[name], np.float32)[shown] for name in ("face_box", "face_score")}
+        rows.append(row | boxes_and_scores | {"frames": frames, "spectrogram": spectrogram})
+    return rows
 
 
 def _row_size(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:

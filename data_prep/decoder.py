@@ -23,13 +23,23 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import IO, Any, TypeVar, Unpack
 
+import numpy as np
+
 from data_prep.audio import SAMPLE_RATE
-from data_prep.decoder_answers import has_successor, printable, unpack_facts, unpack_streamed, unpack_window
+from data_prep.decoder_answers import (
+    has_successor,
+    printable,
+    unpack_crops,
+    unpack_facts,
+    unpack_streamed,
+    unpack_window,
+)
 from data_prep.decoder_messages import Message, MessageError, receive, send
 from data_prep.file_facts import FileFacts
 from data_prep.media_file import open_descriptor
 from data_prep.rejects import RejectedError, RejectReason
 from data_prep.window import ClipWindow, WindowSettings
+from data_prep.window_crops import CropSettings
 from data_prep.window_stream import RefusedWindow, StreamedWindow, StreamSettings, end_of
 
 DEFAULT_MEMORY_BYTES = 4 << 30
@@ -104,8 +114,20 @@ class Decoder:
         request: dict[str, Any] = {"call": "window", "settings": dict(settings)}
         if (video_filter := settings.get("video_filter")) is not None:
             request["settings"]["video_filter"] = asdict(video_filter)
-        num_samples = round(settings["window_s"] * settings.get("speed", 1.0) * SAMPLE_RATE)
-        unpack = functools.partial(unpack_window, num_frames=settings["num_frames"], num_samples=num_samples)
+        unpack = functools.partial(
+            unpack_window,
+            num_frames=settings["num_frames"],
+            window_s=settings["window_s"] * settings.get("speed", 1.0),
+            repeat=settings.get("repeat", True),
+        )
+        return self._ask(request, video_uri, audio_uri, unpack)
+
+    def read_crops(self, video_uri: str, audio_uri: str | None, **settings: Unpack[CropSettings]) -> np.ndarray:
+        """What `window_crops.read_crops` decodes of the clip, see `read_window`, whose errors it raises, too."""
+        request: dict[str, Any] = {"call": "crops", "settings": dict(settings)}
+        if (video_filter := settings.get("video_filter")) is not None:
+            request["settings"]["video_filter"] = asdict(video_filter)
+        unpack = functools.partial(unpack_crops, num_frames=len(settings["boxes"]), size=settings["size"])
         return self._ask(request, video_uri, audio_uri, unpack)
 
     def stream_windows(

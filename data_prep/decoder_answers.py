@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.audio import SAMPLE_RATE
 from data_prep.decoder_messages import Message, MessageError
 from data_prep.file_facts import FileFacts
 from data_prep.rejects import RejectedError, RejectReason
-from data_prep.window import ClipWindow
+from data_prep.window import ClipWindow, shortened
 from data_prep.window_stream import RefusedWindow, StreamedWindow
 
 _NUMBERS = tuple(field.name for field in fields(ClipWindow) if field.type is float)
@@ -32,14 +33,16 @@ def _packed(window: ClipWindow | StreamedWindow, header: dict[str, Any]) -> Mess
     return Message(header=header, arrays=[window.frame_times_s, window.sound, *distinct.values()])
 
 
-def unpack_window(message: Message, *, num_frames: int, num_samples: int) -> ClipWindow:
-    """The inverse of `pack_window`, for a window of so many frames and samples.
+def unpack_window(message: Message, *, num_frames: int, window_s: float, repeat: bool = True) -> ClipWindow:
+    """The inverse of `pack_window`, for a window of so many frames and seconds; repeat: see `window.WindowSettings`.
 
     Raises MessageError, or what `raise_rejection` raises.
     """
     raise_rejection(message)
-    images, times, sound = _checked_arrays(message, num_frames, num_samples)
     numbers = _numbers_of(message)
+    if not repeat:
+        window_s, num_frames = shortened(window_s, num_frames, _number(numbers.get("duration_s"), "duration_s"))
+    images, times, sound = _checked_arrays(message, num_frames, round(window_s * SAMPLE_RATE))
     return ClipWindow(
         images=images,
         frame_times_s=times,
@@ -110,6 +113,20 @@ def unpack_streamed(message: Message, *, num_frames: int, num_samples: int) -> S
         return RefusedWindow(**span, reason=reason, detail=detail)
     images, times, sound = _checked_arrays(message, num_frames, num_samples)
     return StreamedWindow(images=images, frame_times_s=times, sound=sound, **span)
+
+
+def pack_crops(crops: np.ndarray) -> Message:
+    """Crops uint8 [frames, 3, size, size], whose message has no room for a fourth dimension."""
+    return Message(header={"answer": "crops"}, arrays=[crops.reshape(-1, *crops.shape[2:])])
+
+
+def unpack_crops(message: Message, *, num_frames: int, size: int) -> np.ndarray:
+    """The inverse of `pack_crops`, for so many frames. Raises MessageError, or what `raise_rejection` raises."""
+    raise_rejection(message)
+    expected = [(np.uint8, (3 * num_frames, size, size))]
+    if [(array.dtype, array.shape) for array in message.arrays] != expected:
+        raise MessageError("the answer's arrays are no crops")
+    return message.arrays[0].reshape(num_frames, 3, size, size)
 
 
 def pack_facts(facts: FileFacts) -> Message:

@@ -14,8 +14,8 @@ from typing import Any
 
 import av.logging
 
-from data_prep import window, window_stream
-from data_prep.decoder_answers import pack_end, pack_facts, pack_rejection, pack_streamed, pack_window
+from data_prep import window, window_crops, window_stream
+from data_prep.decoder_answers import pack_crops, pack_end, pack_facts, pack_rejection, pack_streamed, pack_window
 from data_prep.decoder_messages import Message, receive, send
 from data_prep.rejects import RejectedError, RejectReason
 
@@ -67,6 +67,8 @@ def _answers(request: Message, memory_bytes: int) -> Iterator[Message]:
         elif request.header["call"] == "stream":
             yield from map(pack_streamed, window_stream.stream_windows(video, **request.header["settings"]))
             last = pack_end()
+        elif request.header["call"] == "crops":
+            last = pack_crops(window_crops.read_crops(video, sound, **_settings(request.header["settings"])))
         else:
             last = pack_window(window.read_window(video, sound, **_settings(request.header["settings"])))
     except RejectedError as rejected:

@@ -75,12 +75,9 @@ class MtcnnDetector:
         self._mtcnn = MTCNN(keep_all=True, min_face_size=min_face_size, device=device)
 
     def __call__(self, frames: np.ndarray) -> list[Faces]:
-        height, width = frames.shape[1:3]
-        scale = min(1.0, self._max_side / max(height, width))
+        scale = min(1.0, self._max_side / max(frames.shape[1:3]))
         if scale < 1:
-            size = max(1, round(width * scale)), max(1, round(height * scale))
-            shrunk = [Image.fromarray(frame).resize(size, Image.Resampling.BOX) for frame in frames]
-            frames = np.stack([np.asarray(image) for image in shrunk])
+            frames = np.stack([shrunk(frame, self._max_side) for frame in frames])
         if min(frames.shape[1:3]) < self._min_face_size:
             return [_NO_FACES] * len(frames)  # MTCNN fails on frames smaller than the smallest face.
         return [Faces(faces.boxes * np.float32(1 / scale), faces.scores) for faces in self._detect(frames)]
@@ -95,6 +92,16 @@ class MtcnnDetector:
                 return [_NO_FACES]
             return [faces for frame in frames for faces in self._detect(frame[None])]
         return [_faces(boxes, scores) for boxes, scores in zip(*found, strict=True)]
+
+
+def shrunk(image: np.ndarray, longest_side: int) -> np.ndarray:
+    """uint8 [height, width, 3]: `image` with its longer side shrunk to `longest_side` pixels, itself if it is not."""
+    height, width = image.shape[:2]
+    scale = longest_side / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
 _NO_FACES = Faces(np.empty((0, 4), np.float32), np.empty(0, np.float32))

@@ -1,6 +1,6 @@
 """Pictures of a clip by time stamp: which frame a player would show at given moments, and which way up."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import av
@@ -94,12 +94,17 @@ class FrameCollector:
     """A sink that keeps, for each of `times_s` (ascending, on the file's clock), the frame shown at that moment.
 
     That is the last frame whose time stamp is not later. Only the frames kept are converted to RGB, all to the size
-    of the first one. `fps` is the stream's nominal rate, for frames without time stamp or duration.
+    of the first one. `fps` is the stream's nominal rate, for frames without time stamp or duration. `keep`: makes of
+    (index among `times_s`, image as it is stored) the image to keep, so that less has to be in memory.
     """
 
-    def __init__(self, times_s: Sequence[float], *, fps: float) -> None:
+    def __init__(
+        self, times_s: Sequence[float], *, fps: float, keep: Callable[[int, np.ndarray], np.ndarray] | None = None
+    ) -> None:
         self._times = times_s
         self._interval = 1 / fps
+        self._keep = keep
+        self._converted: Picture | None = None
         self._pictures: list[Picture] = []
         self._shown: tuple[float, av.VideoFrame] | None = None
         self._reformatter = VideoReformatter()
@@ -148,11 +153,16 @@ class FrameCollector:
     def _keep_shown(self) -> None:
         assert self._shown is not None
         time, frame = self._shown
-        if self._pictures and self._pictures[-1].time_s == time:
-            self._pictures.append(self._pictures[-1])
-            return
+        if self._converted is None or self._converted.time_s != time:
+            self._converted = self._picture(time, frame)
+        picture = self._converted
+        if self._keep is not None:
+            picture = Picture(time, self._keep(len(self._pictures), picture.image))
+        self._pictures.append(picture)
+
+    def _picture(self, time: float, frame: av.VideoFrame) -> Picture:
         if frame.is_corrupt:
             raise unreadable(f"the picture at {time:.2f} s is damaged")
-        height, width = self._pictures[0].image.shape[:2] if self._pictures else (frame.height, frame.width)
+        height, width = (frame.height, frame.width) if self._converted is None else self._converted.image.shape[:2]
         converted = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
-        self._pictures.append(Picture(time, converted.to_ndarray()))
+        return Picture(time, converted.to_ndarray())

@@ -4,6 +4,8 @@ The clip begins where picture and sound have both begun, and ends where the firs
 seconds since that beginning, unless they are said to be on a file's own clock. Files are open descriptors.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
@@ -43,6 +45,11 @@ class WindowSettings(TypedDict):
     """What every frame of the window passes before one is chosen; nothing unless it is said."""
     sound_offset_s: NotRequired[float]
     """Seconds by which the sound comes late (early, if negative), see `ShiftedSound`; in step unless it is said."""
+    repeat: NotRequired[bool]
+    """Whether a shorter clip is repeated, which it is unless it is said. Otherwise the window is as long as the clip,
+    with fewer frames, see `shortened`."""
+    longest_side: NotRequired[int | None]
+    """Images with a longer side, in pixels, are shrunk to it, as they are decoded; none unless it is said."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +93,8 @@ def read_window(
     speed: float = 1.0,
     video_filter: "VideoFilter | None" = None,
     sound_offset_s: float = 0.0,
+    repeat: bool = True,
+    longest_side: int | None = None,
 ) -> ClipWindow:
     """Decodes a window of a clip, each file once, only the moments that are needed; see `WindowSettings`.
 
@@ -100,7 +109,19 @@ def read_window(
         clip = usable_part(
             clip, min_duration_s=min_duration_s, silence_db=leading_silence_db, trim_silence=trim_silence
         )
-        window = _Window(clip, window_s * speed, place, num_frames, video_filter, sound_offset_s)
+        length_s = window_s * speed
+        if not repeat:
+            length_s, num_frames = shortened(length_s, num_frames, clip.duration_s)
+        window_of = functools.partial(
+            _Window,
+            window_s=length_s,
+            place=place,
+            num_frames=num_frames,
+            video_filter=video_filter,
+            sound_offset_s=sound_offset_s,
+            longest_side=longest_side,
+        )
+        window = window_of(clip)
         skipper = Skipper(window.needed_from_s)
         try:
             with container.damage_rejected():
@@ -119,7 +140,7 @@ def read_window(
             picture_stream=again.picture_stream,
             sound_stream=again.sound_stream,
         )
-        window = _Window(clip, window_s * speed, place, num_frames, video_filter, sound_offset_s)
+        window = window_of(clip)
         window.decode(None)
         return window.result(leading_silence_db)
 
@@ -141,11 +162,13 @@ class _Window:
     def __init__(
         self,
         clip: OpenedClip,
+        *,
         window_s: float,
         place: float,
         num_frames: int,
         video_filter: "VideoFilter | None",
         sound_offset_s: float,
+        longest_side: int | None,
     ) -> None:
         taken_s = min(window_s, clip.duration_s)
         self._clip = clip
@@ -155,7 +178,7 @@ class _Window:
         distinct, self._position = frame_moments(num_frames, window_s, self._num_taken)
         first_s = clip.picture_start_s + self._start_s
         times = (first_s + distinct).tolist()
-        self._frames = FrameCollector(times, fps=clip.fps)
+        self._frames = FrameCollector(times, fps=clip.fps, keep=_shrinking(longest_side))
         self.needed_from_s = times[0]
         self._filtered = None
         sink: Sink = self._frames
@@ -223,6 +246,22 @@ def _sound_collector(clip: OpenedClip, window_start_s: float, window_s: float, o
         window_s=window_s,
         offset_s=offset_s,
     )
+
+
+def shortened(window_s: float, num_frames: int, duration_s: float) -> tuple[float, int]:
+    """(seconds, frames) of a window that is no longer than the clip, with as many frames a second, at least one."""
+    taken_s = min(window_s, duration_s)
+    return taken_s, max(1, round(num_frames * taken_s / window_s))
+
+
+def _shrinking(longest_side: int | None) -> Callable[[int, np.ndarray], np.ndarray] | None:
+    """What `FrameCollector` keeps of an image, if it is not the image."""
+    if longest_side is None:
+        return None
+    # It brings Pillow, which a window of full images does without.
+    from data_prep.faces import shrunk
+
+    return lambda index, image: shrunk(image, longest_side)
 
 
 def frame_moments(num_frames: int, window_s: float, num_taken: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from statistics import NormalDist
 from typing import Any
@@ -83,6 +83,11 @@ FACTS = {
     ),
     AUGMENTATION: Fact("augmentation's name", (AUGMENTATION,), "augment real and fake clips alike: no --balance paper"),
 }
+# Sequences are as long as their clips.
+_SEQUENCE_FACTS = FACTS | {
+    "duration_s": replace(FACTS["duration_s"], advice="take no more of a clip than the shortest has (--max-seconds)"),
+    "loudness_dbfs": replace(FACTS["loudness_dbfs"], advice="a baseline does not see it, in normalised filter banks"),
+}
 _PROBED = ("duration_s", "bit_rate", "file_bytes", "fps", "resolution", "sample_rate")
 
 
@@ -106,7 +111,8 @@ def audit_corpus(corpus_uri: str, meta: Meta) -> dict[str, Any]:
             skipped[key] = "an earlier version made this corpus, without it; prepare the clips again."
         else:
             facts[key] = [_corpus_fact(key, clip) for clip in clips]
-    return {"version": VERSION, "digest": meta.digest, **_audit(clips, facts, skipped)}
+    known = _SEQUENCE_FACTS if meta.kind == boxes.SEQUENCES else FACTS
+    return {"version": VERSION, "digest": meta.digest, **_audit(clips, facts, skipped, known)}
 
 
 def _plain_columns(uri: str) -> pa.Table:
@@ -176,7 +182,7 @@ def audit_manifest(
         if isinstance(answer, RejectedError)
     ]
     reasons = Counter(item["reason"] for item in refused)
-    audit = _audit(clips, facts, skipped)
+    audit = _audit(clips, facts, skipped, FACTS)
     return {"version": VERSION, **audit, "refused": dict(sorted(reasons.items())), "refused_clips": refused}
 
 
@@ -212,7 +218,7 @@ def _probe_all(
 
 
 def _audit(
-    clips: Sequence[Mapping[str, Any]], facts: Mapping[str, list[Any]], skipped: dict[str, str]
+    clips: Sequence[Mapping[str, Any]], facts: Mapping[str, list[Any]], skipped: dict[str, str], known: dict[str, Fact]
 ) -> dict[str, Any]:
     """The parts of an audit that corpora and manifests share; facts: key -> value of each clip, None if missing."""
     category = np.array([clip["category"] for clip in clips], dtype=str)
@@ -239,7 +245,7 @@ def _audit(
         "subjects": len(set(subject)),
         "facts": results,
         "tests": tests,
-        "shortcuts": [_shortcut(FACTS[key], results[key], sure) for key, sure in loud_facts(results, tests).items()],
+        "shortcuts": [_shortcut(known[key], results[key], sure) for key, sure in loud_facts(results, tests).items()],
         "skipped": skipped,
     }
 

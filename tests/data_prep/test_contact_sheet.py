@@ -1,11 +1,13 @@
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.contact_sheet import caption, draw_rows
+from data_prep.contact_sheet import caption, contact_sheet, draw_rows
+from tests.tiny_sequences import make_sequences
 
 SIDE, HEADER = 96, 18
 
@@ -65,3 +67,15 @@ def test_captions_name_augmentation_and_choice() -> None:
     chosen = row(augmentation="blur", num_faces=4, face_choice="close", category=None)
     assert caption(chosen).startswith("clip blur   5.4 s")
     assert caption(chosen).endswith(", up to 4 faces: close")
+
+
+def test_sequences_show_faces_that_were_searched_and_filter_banks(tmp_path: Path) -> None:
+    sequences, _ = make_sequences(tmp_path, subjects={"train": 1}, shard_clips=2)
+    parts = [f"{sequences}/part-00000.parquet", f"{sequences}/part-00001.parquet"]
+    data, shown = contact_sheet(parts, clips=3, face_margin=0.0, sequences=True)
+    sheet = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float)
+    assert (shown, len(sheet)) == (3, 3 * (HEADER + SIDE + 6))
+    # The third clip has fake pictures, with a brighter middle.
+    real, fake = (sheet[top + HEADER :][24:72, 24:72].mean() for top in (0, 2 * len(sheet) // 3))
+    assert fake - real > 50
+    assert sheet[HEADER : HEADER + SIDE, -180:].std() > 20

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.decoder_answers import pack_facts, pack_rejection, pack_window, unpack_facts, unpack_window
+from data_prep.decoder_answers import (
+    pack_crops,
+    pack_facts,
+    pack_rejection,
+    pack_window,
+    unpack_crops,
+    unpack_facts,
+    unpack_window,
+)
 from data_prep.decoder_messages import Message, MessageError, _fill, receive, send
 from data_prep.file_facts import FileFacts
 from data_prep.rejects import RejectedError, RejectReason
@@ -60,7 +68,7 @@ def clip_window() -> ClipWindow:
 
 
 def unpack(message: Message) -> ClipWindow:
-    return unpack_window(message, num_frames=3, num_samples=100)
+    return unpack_window(message, num_frames=3, window_s=100 / 16_000)
 
 
 def changed(message: Message, path: str, value: Any) -> Message:
@@ -253,7 +261,38 @@ def test_arrays_that_are_no_window_are_refused(index: int, array: np.ndarray) ->
 @pytest.mark.parametrize("num_frames", [2, 4])
 def test_more_or_fewer_frames_than_were_asked_for_are_refused(num_frames: int) -> None:
     with pytest.raises(MessageError):
-        unpack_window(pack_window(clip_window()), num_frames=num_frames, num_samples=100)
+        unpack_window(pack_window(clip_window()), num_frames=num_frames, window_s=100 / 16_000)
+
+
+def test_a_window_that_is_not_repeated_is_as_long_as_its_clip() -> None:
+    # A clip of 100 samples, in a window of 400 with twelve frames, has room for three of them.
+    window = replace(clip_window(), duration_s=100 / 16_000)
+    message = pack_window(window)
+    unpacked = unpack_window(message, num_frames=12, window_s=400 / 16_000, repeat=False)
+    np.testing.assert_array_equal(unpacked.sound, window.sound)
+    for duration_s in (0.0, -1.0, 1e-300, 101 / 16_000, 120 / 16_000, 1e300, None, "1"):
+        lying = changed(message, "numbers.duration_s", duration_s)
+        with pytest.raises(MessageError):
+            unpack_window(lying, num_frames=12, window_s=400 / 16_000, repeat=False)
+
+
+def test_crops_come_back_if_they_are_as_many_and_as_large_as_was_asked() -> None:
+    crops = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
+    message = pack_crops(crops)
+    np.testing.assert_array_equal(unpack_crops(message, num_frames=5, size=8), crops)
+    flat = message.arrays[0]
+    for frames, size, arrays in [
+        (4, 8, [flat]),
+        (5, 4, [flat]),
+        (5, 8, []),
+        (5, 8, [flat, flat]),
+        (5, 8, [crops]),
+        (5, 8, [flat.astype(np.float32)]),
+    ]:
+        with pytest.raises(MessageError):
+            unpack_crops(replace(message, arrays=arrays), num_frames=frames, size=size)
+    with pytest.raises(RejectedError):
+        unpack_crops(pack_rejection(RejectedError(RejectReason.UNREADABLE, "")), num_frames=5, size=8)
 
 
 def test_the_largest_file_there_can_be_is_told() -> None:

@@ -1,20 +1,20 @@
-"""Frames and spectrograms of a corpus, streamed to the workers of a search that trains its backbones.
+"""Clips of a corpus, streamed to the workers of a training that reads them while it runs.
 
 A worker's share of an epoch is a number of shards, dealt out anew for each (data_seed, epoch, number of workers). Ray
-Data reads them in that order, ahead of the search and in processes of its own, and sends the clips of the split alone.
-A buffer shuffles them: the clips of one shard are neighbours by name, so they resemble each other. All of it depends on
-seeds alone, so an epoch that was interrupted is read once more in the same order.
+Data reads them in that order, ahead of the training and in processes of its own, and sends the clips of the split
+alone. A buffer shuffles them: the clips of one shard are neighbours by name, so they resemble each other. All of it
+depends on seeds alone, so an epoch that was interrupted is read once more in the same order.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cluster.part_reader import Arrays, Part
 from data_prep import boxes, storage
 from data_prep.boxes import Meta
-from data_prep.manifest import Manifest
+from data_prep.manifest import Manifest, Row
 from data_prep.storage import InputError
 from stgs.parallel import SINGLE, Workers
 from stgs.streamed import RawClips
@@ -34,6 +34,9 @@ _INDEX_THREADS = 16
 _NO_EPOCH = -1
 
 Reader = Callable[[Sequence[Part]], Iterator[Arrays]]
+# The arrays of one clip, and what a stream's batches are.
+Clip = tuple[NDArray[Any], ...]
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,43 +52,68 @@ class SplitIndex:
     labels: NDArray[np.int8]
 
 
-def index_corpus(uri: str, corpus: Meta, manifest_uri: str, manifest: Manifest) -> dict[str, SplitIndex]:
-    """The train and dev clips of a corpus, by a manifest.
+# Part of a box -> its clips, by row.
+Clips = Mapping[str, Sequence[Row]]
 
-    Raises InputError if the manifest lacks a clip of the corpus or knows it with another label or category, or if it
-    puts no clip into train or dev.
-    """
+
+def read_clips(uri: str, corpus: Meta, columns: Sequence[str] = ("clip_id", "label", "category")) -> Clips:
+    """What some columns say of every clip of a corpus, without the large ones being read."""
     parts = sorted(name for name in corpus.files if "/" not in name)
-    columns = ("clip_id", "label", "category")
     with ThreadPoolExecutor(_INDEX_THREADS) as pool:
         tables = list(pool.map(lambda part: boxes.read_plain_columns(storage.join(uri, part), columns), parts))
-    known = {row["clip_id"]: row for row in manifest.rows}
-    found: dict[str, list[tuple[str, list[int], list[int]]]] = {"train": [], "dev": []}
-    for part, table in zip(parts, tables, strict=True):
-        chosen: dict[str, list[tuple[int, int]]] = {"train": [], "dev": []}
-        for row, clip in enumerate(table.to_pylist()):
+    return {part: table.to_pylist() for part, table in zip(parts, tables, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a clip lies, by part and row, and what is known of it."""
+
+    part: str
+    row: int
+    clip: Row
+
+
+def clips_of_splits(
+    clips: Clips, uri: str, manifest_uri: str, rows: Sequence[Row], splits: Sequence[str]
+) -> dict[str, list[Place]]:
+    """Those of the corpus's clips that a manifest's rows put into each of `splits`, by part and row.
+
+    Raises InputError if the manifest lacks a clip of the corpus at `uri`, or knows it with another label or category.
+    """
+    known = {row["clip_id"]: row for row in rows}
+    found: dict[str, list[Place]] = {split: [] for split in splits}
+    for part, own in clips.items():
+        for row, clip in enumerate(own):
             listed = known.get(clip["clip_id"])
             if listed is None or any(listed[name] != clip[name] for name in ("label", "category")):
                 raise InputError(
                     f"{manifest_uri} does not know {clip['clip_id']!r} of {uri} with label {clip['label']} and "
                     f"category {clip['category']!r}; give the manifest that the corpus was made from."
                 )
-            if listed["split"] in chosen:
-                chosen[listed["split"]].append((row, clip["label"]))
-        for split, clips in chosen.items():
-            if clips:
-                found[split].append((part, [row for row, _ in clips], [label for _, label in clips]))
-    for split, entries in found.items():
-        if not entries:
+            if listed["split"] in found:
+                found[listed["split"]].append(Place(part, row, clip))
+    return found
+
+
+def index_places(places: Sequence[Place]) -> SplitIndex:
+    """The split of these clips, which are in order of part and row."""
+    rows: dict[str, list[int]] = {}
+    for place in places:
+        rows.setdefault(place.part, []).append(place.row)
+    labels = np.array([place.clip["label"] for place in places], np.int8)
+    return SplitIndex(tuple(rows), tuple(map(tuple, rows.values())), labels)
+
+
+def index_corpus(uri: str, corpus: Meta, manifest_uri: str, manifest: Manifest) -> dict[str, SplitIndex]:
+    """The train and dev clips of a corpus, by a manifest.
+
+    Raises InputError as `clips_of_splits` does, or if the manifest puts no clip into train or dev.
+    """
+    found = clips_of_splits(read_clips(uri, corpus), uri, manifest_uri, manifest.rows, ("train", "dev"))
+    for split, places in found.items():
+        if not places:
             raise InputError(f"{manifest_uri} puts no clip of {uri} into split {split!r}; split it first.")
-    return {
-        split: SplitIndex(
-            tuple(part for part, _, _ in entries),
-            tuple(tuple(rows) for _, rows, _ in entries),
-            np.array([label for _, _, labels in entries for label in labels], np.int8),
-        )
-        for split, entries in found.items()
-    }
+    return {split: index_places(places) for split, places in found.items()}
 
 
 def joined(first: SplitIndex, second: SplitIndex) -> SplitIndex:
@@ -104,8 +132,35 @@ def joined(first: SplitIndex, second: SplitIndex) -> SplitIndex:
     )
 
 
-class ShardStream:
-    """A `stgs.streamed.ClipStream` over the shards of a corpus.
+@dataclass(frozen=True, slots=True)
+class Stacking(Generic[Batch]):
+    """How what is read becomes batches.
+
+    clips: of a block of the reader, the arrays of each of its clips, which hold none of the block's memory. batch: of
+    some clips, their positions in the split, int64 [B], and the number of clips of all workers' batch.
+    """
+
+    clips: Callable[[Arrays], Iterator[Clip]]
+    batch: Callable[[Sequence[Clip], NDArray[np.int64], int], Batch]
+
+
+def _framed(block: Arrays) -> Iterator[Clip]:
+    for frames, spectrogram in zip(block["frames"], block["spectrogram"], strict=True):
+        # Copies: a view would hold the block's memory for as long as the clip waits in the buffer.
+        yield frames.copy(), spectrogram.copy()
+
+
+def _stacked(clips: Sequence[Clip], index: NDArray[np.int64], total: int) -> RawClips:
+    frames, spectrograms = zip(*clips, strict=True)
+    return RawClips(np.stack(frames), np.stack(spectrograms), index, total)
+
+
+# Of blocks with `frames` and `spectrogram`, each [n, ...]: batches of a `stgs.streamed.ClipStream`.
+RAW_CLIPS = Stacking(_framed, _stacked)
+
+
+class ShardStream(Generic[Batch]):
+    """A split over the shards of a corpus; of `RAW_CLIPS`, a `stgs.streamed.ClipStream`.
 
     Args:
         split: its name, which the order depends on.
@@ -113,8 +168,9 @@ class ShardStream:
         batch_size: clips of a batch of all workers, at most.
         data_seed: of the order.
         shuffle_clips: size of the buffer that shuffles.
-        reader: reads parts, each with its rows, one after the other: `position` (of the part in its argument), `frames`
-            and `spectrogram`, each [n, ...], in blocks of any size.
+        reader: reads parts, each with its rows, one after the other: `position` (of the part in its argument), and what
+            `stacking` takes, each [n, ...], in blocks of any size.
+        stacking: what becomes of that.
         workers: who shares the clips.
     """
 
@@ -127,9 +183,10 @@ class ShardStream:
         data_seed: int,
         shuffle_clips: int,
         reader: Reader,
+        stacking: Stacking[Batch],
         workers: Workers = SINGLE,
     ) -> None:
-        self.split, self.index, self.workers, self.reader = split, index, workers, reader
+        self.split, self.index, self.workers, self.reader, self.stacking = split, index, workers, reader, stacking
         self.batch_size, self.data_seed, self.shuffle_clips = batch_size, data_seed, shuffle_clips
         counts = [len(rows) for rows in index.rows]
         self._counts = counts
@@ -171,7 +228,7 @@ class ShardStream:
             batches += 1
         return batches
 
-    def batches(self, epoch: int) -> Iterator[RawClips]:
+    def batches(self, epoch: int) -> Iterator[Batch]:
         """This worker's clips of an epoch, each once, in `num_batches(epoch)` batches."""
         count = self.num_batches(epoch)
         # Workers have their larger batches at different times, so that whole batches are even, too.
@@ -179,13 +236,17 @@ class ShardStream:
         sizes = [_even(share, count, at) for share, at in zip(self._shares(epoch), offsets, strict=True)]
         clips = self._shuffled(self._clips(self._deal(epoch)[self.workers.rank]), epoch)
         for number, size in enumerate(sizes[self.workers.rank]):
-            yield _stacked([next(clips) for _ in range(size)], sum(own[number] for own in sizes))
+            yield self._batch([next(clips) for _ in range(size)], sum(own[number] for own in sizes))
 
-    def in_order(self) -> Iterator[RawClips]:
+    def in_order(self) -> Iterator[Batch]:
         """This worker's clips for an evaluation, the same ones each time."""
         clips = self._clips(self._deal(_NO_EPOCH)[self.workers.rank])
         while batch := list(islice(clips, EVALUATION_CLIPS)):
-            yield _stacked(batch, len(batch))
+            yield self._batch(batch, len(batch))
+
+    def _batch(self, clips: Sequence[tuple[int, Clip]], total: int) -> Batch:
+        positions = np.array([position for position, _ in clips], np.int64)
+        return self.stacking.batch([clip for _, clip in clips], positions, total)
 
     def _deal(self, epoch: int) -> list[list[int]]:
         """The parts of each worker: in an order of the epoch, each goes to whoever has the fewest clips."""
@@ -203,16 +264,13 @@ class ShardStream:
         """Clips of each worker."""
         return [sum(self._counts[part] for part in hand) for hand in self._deal(epoch)]
 
-    def _clips(self, parts: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.float32]]]:
-        """(position in the split, frames, spectrogram) of every clip of these parts."""
+    def _clips(self, parts: Sequence[int]) -> Iterator[tuple[int, Clip]]:
+        """Position in the split, and arrays, of every clip of these parts."""
         wanted = [(self.index.parts[part], list(self.index.rows[part])) for part in parts]
         seen = dict.fromkeys(range(len(parts)), 0)
         for block in self.reader(wanted):
-            for number, frames, spectrogram in zip(
-                block["position"].tolist(), block["frames"], block["spectrogram"], strict=True
-            ):
-                # Copies: a view would hold the block's memory for as long as the clip waits in the buffer.
-                yield int(self._first[parts[number]]) + seen[number], frames.copy(), spectrogram.copy()
+            for number, clip in zip(block["position"].tolist(), self.stacking.clips(block), strict=True):
+                yield int(self._first[parts[number]]) + seen[number], clip
                 seen[number] += 1
 
     def _shuffled(self, clips: Iterator[Any], epoch: int) -> Iterator[Any]:
@@ -236,8 +294,3 @@ def _even(clips: int, batches: int, offset: int) -> list[int]:
     """`clips` cut into sizes that differ by at most one; offset, in [0, batches): shifts where the larger ones are."""
     bounds = [(number * clips + offset) // batches for number in range(batches + 1)]
     return [end - start for start, end in pairwise(bounds)]
-
-
-def _stacked(clips: Sequence[tuple[int, NDArray[np.uint8], NDArray[np.float32]]], total: int) -> RawClips:
-    positions, frames, spectrograms = zip(*clips, strict=True)
-    return RawClips(np.stack(frames), np.stack(spectrograms), np.array(positions), total)

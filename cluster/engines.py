@@ -96,23 +96,39 @@ def search_with_tune(
     numbers = {key: number for number, key in enumerate(jobs)}
     names = [f"{numbers[id(job)]}{_SEPARATOR}{pack.name}" for job, pack in trials]
     keys = {name: (job.run, pack.name) for name, (job, pack) in zip(names, trials, strict=True)}
-    trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(
-            _trial, jobs=list(jobs.values()), clips=[clips[key] for key in jobs], board=driver.board
-        ),
-        process_resources(kind, threads),
+    trainable = ray.tune.with_parameters(
+        _trial, jobs=list(jobs.values()), clips=[clips[key] for key in jobs], board=driver.board
     )
-    devices = max(FEWEST_CONCURRENT_TRIALS, planned_devices(kind, threads))
+    concurrent = max(FEWEST_CONCURRENT_TRIALS, planned_devices(kind, threads))
+    epochs = sum(job.config.epochs * len(pack.points) for job, pack in trials)
+    with driver.watched(title, epochs, progress):
+        given_up = work_with_tune(trainable, process_resources(kind, threads), keys, driver, concurrent=concurrent)
+    return given_up | driver.failures()
+
+
+def work_with_tune(
+    trainable: Any,
+    resources: Mapping[str, float],
+    keys: Mapping[str, Key],
+    driver: Driver,
+    *,
+    concurrent: int = FEWEST_CONCURRENT_TRIALS,
+) -> Failures:
+    """Run a trial of `trainable` for each of `keys`, by its name, which the trial finds as `trial` in its config.
+
+    resources: of a trial. concurrent: trials that are let in at once, at most. A trial that dies is started again,
+    unless the board has given it up. Ends early, and orderly, with the driver's flag. Returns why those trials ended
+    that Tune itself gave up; the board knows of others.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="stgs-tune-") as scratch,
-        driver.watched(title, sum(job.config.epochs * len(pack.points) for job, pack in trials), progress),
         own_output(),
         _tune_without_signals(driver),
     ):
         results = ray.tune.Tuner(
-            trainable,
-            param_space={"trial": ray.tune.grid_search(names)},
-            tune_config=ray.tune.TuneConfig(max_concurrent_trials=min(len(trials), devices), reuse_actors=True),
+            ray.tune.with_resources(trainable, dict(resources)),
+            param_space={"trial": ray.tune.grid_search([*keys])},
+            tune_config=ray.tune.TuneConfig(max_concurrent_trials=min(len(keys), concurrent), reuse_actors=True),
             run_config=ray.tune.RunConfig(
                 name="grid",
                 storage_path=scratch,
@@ -124,8 +140,7 @@ def search_with_tune(
         ).fit()
     # Of deaths that Tune would not answer by another start, which leave nothing in the run directory.
     found = [results[index] for index in range(len(results))]
-    given_up = {keys[result.config["trial"]]: str(result.error) for result in found if result.error and result.config}
-    return given_up | driver.failures()
+    return {keys[result.config["trial"]]: str(result.error) for result in found if result.error and result.config}
 
 
 def _trial(config: dict[str, Any], *, jobs: Sequence[Any], clips: Sequence[Any], board: Any) -> None:

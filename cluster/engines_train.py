@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,20 +162,20 @@ def search_with_train(
     return ({} if cause is None else {key: cause}) | driver.failures()
 
 
-def shared(splits: Splits | None) -> dict[str, Any]:
-    """Splits as a setting of workers, who get them with `load_shared`."""
+def shared(data: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Data, such as splits, as a setting of workers, who get them with `load_shared`."""
     # A reference inside a list reaches the worker as a reference, so the data stay in the object store.
-    return {"data": [None if splits is None else ray.put(splits)]}
+    return {"data": [None if data is None else ray.put(data)]}
 
 
-def load_shared(settings: Mapping[str, Any], device: str) -> Splits:
+def load_shared(settings: Mapping[str, Any], device: str) -> Mapping[str, Any]:
     """Prepare a worker's process for its device, and get what `shared` was given; nothing where that was None."""
     if device == "cuda":
         # Workers of one node see each other's GPUs; this is the one that is meant by `cuda`.
         torch.cuda.set_device(ray.train.torch.get_device())
     reference = settings["data"][0]
-    splits: Splits = {} if reference is None else ray.get(reference)
-    return splits
+    data: Mapping[str, Any] = {} if reference is None else ray.get(reference)
+    return data
 
 
 def work_with_train(
@@ -185,22 +185,35 @@ def work_with_train(
     driver: Driver,
     scaling: ray.train.ScalingConfig,
 ) -> str | None:
+    """`fit_with_train` in the driver's own process: ends early with its flag, or where the board gives `key` up."""
+    with groups_removed(), _Abort(driver, key) as abort:
+        try:
+            return fit_with_train(work, settings, key, driver.board, scaling, started=abort.watch)
+        except ray.exceptions.RayActorError:
+            if not abort.done:
+                raise
+    return None
+
+
+def fit_with_train(
+    work: Callable[[dict[str, Any]], None],
+    settings: Mapping[str, Any],
+    key: Key,
+    board: Any,
+    scaling: ray.train.ScalingConfig,
+    started: Callable[[Any], None] = lambda controller: None,
+) -> str | None:
     """Run `work` in every worker of a Ray Train group. Returns why Train gave up, if it did.
 
-    settings: what each is given, with the `board`. Where a worker dies, the group starts again, unless the board has a
-    failure under `key`. Ends early with the driver's flag.
+    settings: what each is given, with the `board`. Where a worker dies, the group starts again, for ever. started: is
+    given Train's controller, where this runs in a main thread.
     """
     # Of any kind, as Train's configuration says.
-    callbacks: list[Any] = [_Link(driver.board, key)]
-    before = _placement_groups()
-    with (
-        tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch,
-        own_output(),
-        _Abort(driver, key) as abort,
-    ):
+    callbacks: list[Any] = [_Link(board, key)]
+    with tempfile.TemporaryDirectory(prefix="stgs-train-") as scratch, own_output():
         trainer = _Trainer(
             work,
-            train_loop_config={**settings, "board": driver.board},
+            train_loop_config={**settings, "board": board},
             scaling_config=scaling,
             torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
             run_config=ray.train.RunConfig(
@@ -209,21 +222,26 @@ def work_with_train(
                 failure_config=ray.train.FailureConfig(max_failures=FOR_EVER),
                 callbacks=callbacks,
             ),
-            started=abort.watch,
+            started=started,
         )
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             return f"Ray Train gave up: {last_words(getattr(error, 'controller_failure', error))}"
-        except ray.exceptions.RayActorError:
-            if not abort.done:
-                raise
-        finally:
-            if abort.done:
-                # Train's own cleaner asks the dashboard, which a private cluster has not.
-                for name in _placement_groups() - before:
-                    remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
     return None
+
+
+@contextlib.contextmanager
+def groups_removed() -> Iterator[None]:
+    """Remove the placement groups that have been made meanwhile and stand at the end: of a Train that was ended, whose
+    own cleaner asks the dashboard, which a private cluster has not.
+    """
+    before = _placement_groups()
+    try:
+        yield
+    finally:
+        for name in _placement_groups() - before:
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
 
 
 def _placement_groups() -> set[str]:

@@ -124,7 +124,7 @@ def measure(
         "difference": against(single),
         "comparisons": {arm: {"network": name, "difference": against(name)} for arm, name in best.items() if name},
         "random": _spread(aucs[RANDOM]),
-        "shuffled": _chance(aucs[SHUFFLED]),
+        "shuffled": chance_check(aucs[SHUFFLED]),
         "wrong": [] if found is None else wrong_clips(scores[found], test, facts[found]["metrics"]["threshold"]),
         "networks": networks,
     }
@@ -138,6 +138,15 @@ def _network(name: str, scores: Floats, test: TestClips, facts: Mapping[str, Any
         **facts["metrics"],
         **score_metrics(scores, test, facts["metrics"]["threshold"]),
     }
+
+
+def auc_of(scores: Floats, test: TestClips) -> dict[str, Any]:
+    """AUC of one network's scores as an estimate, alone."""
+    everything = np.ones(len(scores), bool)
+    measured = _estimates(
+        lambda clips: lambda weights: {"auc": clips.auc(weights)}, scores, test, everything, both=True
+    )
+    return measured["auc"]
 
 
 def score_metrics(scores: Floats, test: TestClips, threshold: float) -> dict[str, Any]:
@@ -269,7 +278,7 @@ def _spread(aucs: Sequence[float]) -> dict[str, Any] | None:
     return {"count": len(aucs), "mean": float(np.mean(aucs)), "low": min(aucs), "high": max(aucs)}
 
 
-def _chance(aucs: Sequence[float]) -> dict[str, Any] | None:
+def chance_check(aucs: Sequence[float]) -> dict[str, Any] | None:
     """Whether shuffled labels end at chance: the mean AUC within 3 standard errors of 0.5 (design.md section 4).
 
     at_chance is None where that cannot be said; sentence says why, or that there are too few searches to rely on it.

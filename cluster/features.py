@@ -134,9 +134,7 @@ class FeatureSource:
 
     def split_digest(self) -> str:
         """What identifies the clips, labels and splits: a search on another split is another search."""
-        return boxes.json_digest(
-            sorted([row["clip_id"], row["label"], row["category"], row["split"]] for row in self.manifest.rows)
-        )
+        return split_digest(self.manifest.rows)
 
     def load(self, split: str) -> Split:
         """Read one split.
@@ -180,6 +178,11 @@ class FeatureSource:
         labels = np.asarray(clips["label"], np.int8)[where]
         kept = {name: [values[index] for index in chosen] for name, values in clips.items() if name != "label"}
         return Split(columns, labels, kept)
+
+
+def split_digest(rows: Sequence[Row]) -> str:
+    """What identifies the clips, labels and splits of a manifest's rows."""
+    return boxes.json_digest(sorted([row["clip_id"], row["label"], row["category"], row["split"]] for row in rows))
 
 
 def open_features(features_uri: str, manifest_uri: str) -> FeatureSource:

@@ -19,7 +19,11 @@ _CONFIG = "config.yaml"
 # What a run was, its results, and its report. Names come from the storage, and S3 allows `..` in them: a part of one is
 # what a point's id or a file of ours may be called, and nothing else.
 _PART = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._+-]+"
-_RESULT = re.compile(rf"grid\.parquet|points/{_PART}/genotype\.json|report/{_PART}(?:/{_PART})*")
+_REPORT = rf"report/{_PART}(?:/{_PART})*"
+# Of a baseline's run, or of one that lies in the run that it stands beside.
+_BASELINE = rf"(?:baselines/{_PART}/)?(?:parts/{_PART}/)?(?:metrics\.json|scores\.parquet|curves\.parquet)"
+_BESIDE = rf"baselines/{_PART}/(?:config\.yaml|environment\.json|{_REPORT})"
+_RESULT = re.compile(rf"grid\.parquet|points/{_PART}/genotype\.json|{_REPORT}|{_BASELINE}|{_BESIDE}")
 _FACTS = (_CONFIG, "environment.json")
 _PART_FILE = re.compile(rf"parts/({_PART})/(.+)")
 

@@ -12,7 +12,7 @@ import torch
 
 from cluster.attempts import Attempt, Point, read_packs, read_result
 from cluster.audits import corpus_audit
-from cluster.clip_streams import ShardStream, SplitIndex, index_corpus, joined
+from cluster.clip_streams import RAW_CLIPS, ShardStream, SplitIndex, index_corpus, joined
 from cluster.extract import absolute_paths
 from cluster.features import FeatureSource
 from cluster.network_files import ENDING, network_facts
@@ -30,6 +30,7 @@ from stgs.genotype import Genotype
 from stgs.parallel import Workers
 from stgs.population import PopulationSearch
 from stgs.search_space import SearchSpace
+from stgs.streamed import RawClips
 from stgs.supernet import Member
 
 BACKBONES_FOLDER, NETWORKS_FOLDER = "backbones", "networks"
@@ -69,11 +70,11 @@ class FinetuneJob:
     backbones: BackboneConfig
     finetune: FinetuneConfig
 
-    def streams(self, config: SearchConfig, workers: Workers) -> dict[str, ShardStream]:
+    def streams(self, config: SearchConfig, workers: Workers) -> dict[str, ShardStream[RawClips]]:
         """The clips of `train` and `dev`."""
         return {split: self._stream(split, index, config, workers) for split, index in self.splits.items()}
 
-    def fitted(self, config: FoundConfig, workers: Workers) -> ShardStream:
+    def fitted(self, config: FoundConfig, workers: Workers) -> ShardStream[RawClips]:
         """The clips that a found network's weights are fitted on."""
         index = self.splits["train"]
         if config.fit_on != "train":
@@ -82,7 +83,7 @@ class FinetuneJob:
 
     def _stream(
         self, split: str, index: SplitIndex, config: SearchConfig | FoundConfig, workers: Workers
-    ) -> ShardStream:
+    ) -> ShardStream[RawClips]:
         return ShardStream(
             split,
             index,
@@ -90,6 +91,7 @@ class FinetuneJob:
             data_seed=config.data_seed,
             shuffle_clips=self.finetune.shuffle_clips,
             reader=RayReader(self.corpus, self.files),
+            stacking=RAW_CLIPS,
             workers=workers,
         )
 

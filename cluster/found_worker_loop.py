@@ -5,7 +5,6 @@ All workers do the same; the first one alone reads and writes states and files.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from ray.exceptions import RayError
 
 from cluster.agreement import StopError, agreed_stop, by_first
+from cluster.attempt_count import AttemptCount
 from cluster.attempt_record import FRUITLESS_ATTEMPTS
 from cluster.board import Key
 from cluster.features import Split
@@ -152,7 +152,8 @@ class FoundWorker:
         identity = {**job.trained_on, **({"seed": jobs[0].seed} if job.finetune else {})}
         uri = state_uri(jobs[0], job.config, identity)
         before = load_state(by_first(lambda: read_state(uri), workers), training, jobs)
-        if by_first(lambda: self._count_attempt(uri, training.epoch), workers) > FRUITLESS_ATTEMPTS:
+        attempts = self._attempts(uri)
+        if by_first(lambda: attempts.add(epoch=training.epoch), workers) > FRUITLESS_ATTEMPTS:
             self._refuse(jobs, f"{FRUITLESS_ATTEMPTS} attempts in a row ended without saving a new epoch")
             return
         start = time.perf_counter()
@@ -170,9 +171,9 @@ class FoundWorker:
         def write() -> dict[str, str]:
             given: dict[str, Any] = {"thresholds": thresholds, "neutral": neutral, "seconds": seconds()}
             failed = write_networks(jobs, training, facts=self._provenance(jobs, training), **given)
-            for leftover in (uri, _attempts_uri(uri)):
-                if storage.exists(leftover):
-                    storage.delete(leftover)
+            if storage.exists(uri):
+                storage.delete(uri)
+            attempts.forget()
             return failed
 
         for network, reason in by_first(write, workers).items():
@@ -241,32 +242,17 @@ class FoundWorker:
 
         def leave() -> None:
             save()
-            # An orderly end is none of those that are counted.
-            if storage.exists(_attempts_uri(uri)):
-                storage.delete(_attempts_uri(uri))
+            self._attempts(uri).forget()
 
         by_first(leave, self._workers)
         raise StopError(stop)
 
-    def _count_attempt(self, uri: str, epoch: int) -> int:
-        """Attempts of this session in a row that have begun at the same epoch, this one with them."""
-        try:
-            last = json.loads(storage.read(_attempts_uri(uri)))
-        except FileNotFoundError:
-            last = {}
-        own = {"session": self._job.session, "epoch": epoch}
-        is_same = all(last.get(name) == value for name, value in own.items())
-        count = int(last["count"]) + 1 if is_same else 1
-        storage.write(_attempts_uri(uri), json.dumps({**own, "count": count}).encode())
-        return count
+    def _attempts(self, state: str) -> AttemptCount:
+        """Those at a training, counted beside its state."""
+        return AttemptCount(f"{state.removesuffix('.pt')}.attempts.json", self._job.session)
 
     def _provenance(self, jobs: Sequence[NetworkJob], training: FoundTraining) -> Mapping[str, Any]:
         """How features are made; the backbones that a training has made itself are written before that."""
         if not isinstance(training, FoundFinetune) or training.failures[0] is not None:
             return self._job.facts
         return with_own_backbones(self._job.facts, jobs[0].uri, write_backbones(jobs[0].uri, training))
-
-
-def _attempts_uri(state: str) -> str:
-    """The file that counts attempts at a training, beside its state."""
-    return f"{state.removesuffix('.pt')}.attempts.json"

@@ -53,8 +53,8 @@ def summary(run: str) -> dict[str, Any]:
     return {
         "protocol": name,
         "parts": parts,
-        "over_parts": _over_parts(parts) if name in (FOLDS, METHOD) else None,
-        "methods_over_parts": _methods_over_parts(parts) if name in (FOLDS, METHOD) else None,
+        "over_parts": over_parts(parts) if name in (FOLDS, METHOD) else None,
+        "methods_over_parts": methods_over_parts(parts) if name in (FOLDS, METHOD) else None,
         "matrix": _matrix(parts) if name == CROSS else None,
     }
 
@@ -76,18 +76,24 @@ def _part(uri: str, split: Mapping[str, Any]) -> dict[str, Any]:
                 "network": content["found"],
                 "clips": content["clips"],
                 "subjects": content["subjects"],
-                **{name: found[name] for name in METRICS if name in found},
-                **_by_category(found),
-                "auc_by_method": found.get("auc_by_method", {}),
+                **measures_of(found),
             }
     if not datasets and sentence is None:
         sentence = _NOT_EVALUATED
     return {"split": dict(split), "datasets": datasets, "sentence": sentence}
 
 
-def _by_category(found: Mapping[str, Any]) -> dict[str, Estimate]:
-    aucs = found.get("auc_by_category", {})
-    return {name: aucs[category] for name, category in CATEGORIES.items() if category in aucs}
+def measures_of(network: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a network of a part: METRICS and CATEGORIES, as far as it has them, and auc_by_method.
+
+    network: what `cluster.evaluation_metrics.score_metrics` says of it.
+    """
+    aucs = network.get("auc_by_category", {})
+    return {
+        **{name: network[name] for name in METRICS if name in network},
+        **{name: aucs[category] for name, category in CATEGORIES.items() if category in aucs},
+        "auc_by_method": network.get("auc_by_method", {}),
+    }
 
 
 def _read(uri: str) -> dict[str, Any]:
@@ -100,7 +106,8 @@ def _read(uri: str) -> dict[str, Any]:
     return content
 
 
-def _over_parts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def over_parts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Data set -> measure -> mean and deviation over the parts; parts, result: as in `summary`."""
     return {
         dataset: {
             name: _mean([measured.get(name) for measured in tested])
@@ -111,7 +118,8 @@ def _over_parts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _methods_over_parts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def methods_over_parts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Data set -> forgery method -> mean and deviation of its AUC over the parts; parts, result: as in `summary`."""
     found = {}
     for dataset, tested in _tested(parts).items():
         aucs = [measured["auc_by_method"] for measured in tested]
@@ -203,19 +211,19 @@ def summary_text(content: Mapping[str, Any]) -> list[str]:
     lines = [f"protocol {content['protocol']}: the found network of each of {len(content['parts'])} parts, on test"]
     for part, facts in content["parts"].items():
         for dataset, measured in facts["datasets"].items():
-            told = ", ".join(f"{title} {_told(measured.get(name))}" for name, title in _SHOWN.items())
-            lines.append(f"  {part} on {dataset}: {told}{_categories_told(measured, 'value')}")
+            told = ", ".join(f"{title} {estimate_told(measured.get(name))}" for name, title in _SHOWN.items())
+            lines.append(f"  {part} on {dataset}: {told}{categories_told(measured, 'value')}")
         if facts["sentence"] is not None:
             lines.append(f"  {part}: {facts['sentence']}")
     for dataset, measures in (content["over_parts"] or {}).items():
-        told = ", ".join(f"{title} {_mean_told(measures[name])}" for name, title in _SHOWN.items())
-        lines.append(f"  all parts on {dataset}: {told}{_categories_told(measures, 'mean')}")
+        told = ", ".join(f"{title} {mean_told(measures[name])}" for name, title in _SHOWN.items())
+        lines.append(f"  all parts on {dataset}: {told}{categories_told(measures, 'mean')}")
     if content["matrix"] is not None:
         lines += _matrix_lines(content["matrix"])
     return lines
 
 
-def _categories_told(measured: Mapping[str, Any], key: str) -> str:
+def categories_told(measured: Mapping[str, Any], key: str) -> str:
     """The AUC of each category that was tested, without intervals, which metrics.json and the report have."""
     told = [
         f"{category} {'unknown' if measured[name][key] is None else format(measured[name][key], '.3f')}"
@@ -225,7 +233,8 @@ def _categories_told(measured: Mapping[str, Any], key: str) -> str:
     return f"; AUC against A: {', '.join(told)}" if told else ""
 
 
-def _told(estimate: Estimate | None) -> str:
+def estimate_told(estimate: Estimate | None) -> str:
+    """An estimate in a line: 0.993 [0.977, 1.000], or why it is unknown."""
     if estimate is None or estimate["value"] is None:
         return "unknown" if estimate is None or estimate["sentence"] is None else f"unknown ({estimate['sentence']})"
     if estimate["low"] is None:
@@ -233,7 +242,8 @@ def _told(estimate: Estimate | None) -> str:
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
-def _mean_told(measure: Mapping[str, Any]) -> str:
+def mean_told(measure: Mapping[str, Any]) -> str:
+    """What `over_parts` says of a measure, in a line."""
     if measure["mean"] is None:
         return f"unknown ({measure['sentence']})"
     spread = "" if measure["deviation"] is None else f", standard deviation {measure['deviation']:.3f}"

@@ -1,4 +1,4 @@
-"""One trial: the search of a pack in a process that an engine started, linked to the board and to its node's flag."""
+"""One trial: work in a process that an engine started, linked to the board and to its node's flag."""
 
 from __future__ import annotations
 
@@ -41,26 +41,33 @@ class NodeLeavingError(RuntimeError):
 def run_trial(trial: Trial, train: Split | None, dev: Split | None, board: Any) -> None:
     """Search a pack in this process, from its newest state on, until its points are done or a stop is asked for.
 
-    board: the actor (`cluster.board`).
+    board: the actor (`cluster.board`). Raises as `work_alone` does.
+    """
+    job, pack = trial
+    link = BoardLink(board, (job.run, pack.name), len(pack.points))
+    work_alone(link, lambda stop: search_pack(job, pack, train, dev, link.report, stop))
+
+
+def work_alone(link: BoardLink, work: Callable[[StopCheck], Stop | None]) -> None:
+    """Run `work`, which is given a check that says whether to stop, in this process alone, until it is done or a stop
+    is asked for. What it raises, the board is told.
 
     Raises:
         NodeLeavingError: the node leaves, and the trial is to be started again on another one.
         DeviceLostError: this process can no longer use its device, and the trial is to be started in another one.
     """
-    job, pack = trial
     leaving = _node_flag()
-    link = BoardLink(board, (job.run, pack.name), len(pack.points))
     stop: Stop | None = None
     failure: str | None = None
     try:
         stop = link.begin() or leaving()
         if stop is None:
-            stop = search_pack(job, pack, train, dev, link.report, StopWatch([link, leaving]))
+            stop = work(StopWatch([link, leaving]))
     except DeviceLostError:
         # Tune gives the next trial a new process then; the run directory counts such ends.
         raise
     except Exception as error:
-        # Not told in the run directory, and every new try at this pack would meet it, too: the driver tells it.
+        # Not told in the run directory, and every new try at this work would meet it, too: the driver tells it.
         failure = _told(error)
         traceback.print_exc()
     finally:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import yaml
 
 from data_prep import storage
 from data_prep.storage import InputError
 
 
-def watched_settings(run: str) -> tuple[int | None, tuple[str, ...]]:
-    """What the run's configuration says: the epochs that each search is allowed, None where it does not say so, and the
-    names of the parts of its protocol.
-
-    Raises InputError where there is no run.
+@dataclass(frozen=True, slots=True)
+class WatchedSettings:
+    """epochs: that each training is allowed, None where the file does not say so. parts: of the run's protocol.
+    is_baseline: whether it is a run of a baseline; shuffles: of that one, trainings with shuffled labels.
     """
+
+    epochs: int | None
+    parts: tuple[str, ...]
+    is_baseline: bool = False
+    shuffles: int = 0
+
+
+def watched_settings(run: str) -> WatchedSettings:
+    """What the run's configuration says. Raises InputError where there is no run."""
     try:
         content = yaml.safe_load(storage.read(storage.join(run, "config.yaml")))
     except (FileNotFoundError, NotADirectoryError):
@@ -22,9 +32,16 @@ def watched_settings(run: str) -> tuple[int | None, tuple[str, ...]]:
         raise InputError(f"{run}/config.yaml is damaged ({' '.join(str(error).split())}).") from None
     except UnicodeDecodeError:
         raise InputError(f"{run}/config.yaml is damaged (it is no text).") from None
-    epochs = _below(content, "config", "settings", "search", "epochs")
+    is_baseline = _below(content, "config", "kind") == "baseline"
+    keys = ("training", "epochs") if is_baseline else ("settings", "search", "epochs")
+    epochs, shuffles = _below(content, "config", *keys), _below(content, "config", "shuffles")
     parts = _below(content, "config", "protocol", "parts")
-    return epochs if isinstance(epochs, int) else None, tuple(parts) if isinstance(parts, dict) else ()
+    return WatchedSettings(
+        epochs if isinstance(epochs, int) else None,
+        tuple(parts) if isinstance(parts, dict) else (),
+        is_baseline,
+        shuffles if is_baseline and isinstance(shuffles, int) else 0,
+    )
 
 
 def _below(content: object, *keys: str) -> object:

@@ -74,7 +74,8 @@ class RunStatus:
     points: those that were wanted, in the order of STATES, then of the grid, as `part/id` where they are a part's.
     parts: the counts of each search under parts/, a control of a part as `part/control`. seconds_left: until all points
     are done, on as many machines as are at work now. controls: the live drivers of controls, as `driver`, by their
-    parts, where the run's own driver does not work: they are searched by a later command, `stgs train`.
+    parts, where the run's own driver does not work: they are searched by a later command, `stgs train`. unit: what is
+    counted: a `point`, or a `part` of a baseline.
     """
 
     run: str
@@ -85,6 +86,7 @@ class RunStatus:
     parts: dict[str, dict[str, int]]
     seconds_left: float | None
     controls: dict[str, Json] = field(default_factory=dict)
+    unit: str = "point"
 
     @property
     def over(self) -> bool:
@@ -146,7 +148,8 @@ class Watcher:
     def __init__(self, run: str) -> None:
         self.run = storage.absolute(run)
         # Of a search that has said nothing yet; and the parts that its points lie in, if they lie in any.
-        self.epochs, self.parts = watched_settings(self.run)
+        settings = watched_settings(self.run)
+        self.epochs, self.parts = settings.epochs, settings.parts
         # Contents of pack.json and result.json by URI: they never change once they stand.
         self._kept: dict[str, bytes] = {}
 
@@ -161,16 +164,16 @@ class Watcher:
             own = [(arm, point) for arm in mine for point in arm.points]
             own.sort(key=lambda held: STATES.index(held[1].state))
             shown = list(readers.map(lambda held: held[0].detailed(held[1]), own[:most]))
-            driver = _driver(self.run, now)
+            driver = driver_facts(self.run, now)
             is_driven = driver is not None and driver["state"] == "live"
             controls = {} if is_driven else self._controls(arms, now, readers)
         return RunStatus(
             run=self.run,
             time=now,
             driver=driver,
-            counts=_counts(point for _, point in own),
+            counts=counts_of(point for _, point in own),
             points=shown,
-            parts={name: _counts(arm.points) for name, arm in arms.items() if name and arm.files.has_packs},
+            parts={name: counts_of(arm.points) for name, arm in arms.items() if name and arm.files.has_packs},
             seconds_left=seconds_left([work for arm in arms.values() for work in arm.works]),
             controls=controls,
         )
@@ -178,7 +181,7 @@ class Watcher:
     def _controls(self, arms: Mapping[str, _Arm], now: float, readers: Executor) -> dict[str, Json]:
         """The live drivers of controls, by their parts."""
         driven = [arm for name, arm in arms.items() if name and name not in self.parts and arm.files.has_driver]
-        facts = readers.map(lambda arm: _driver(arm.uri, now), driven)
+        facts = readers.map(lambda arm: driver_facts(arm.uri, now), driven)
         found = zip(driven, facts, strict=True)
         return {arm.name: told for arm, told in found if told is not None and told["state"] == "live"}
 
@@ -352,7 +355,7 @@ def _with_beat(point: PointStatus, beat: Json) -> PointStatus:
     )
 
 
-def _driver(run: str, now: float) -> Json | None:
+def driver_facts(run: str, now: float) -> Json | None:
     """driver.json with `state`; None where it says neither who wrote it, nor when."""
     facts = read_driver(run)
     if (
@@ -371,7 +374,8 @@ def _entropies(facts: Json) -> dict[str, float | None]:
     return {name: number_of(facts, f"normalised_entropy_{name}") for name in _CHOICES}
 
 
-def _counts(points: Iterable[PointStatus]) -> dict[str, int]:
+def counts_of(points: Iterable[PointStatus]) -> dict[str, int]:
+    """Points by state, all of STATES."""
     found = Counter(point.state for point in points)
     return {state: found[state] for state in STATES}
 

@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "grid": "search a grid of temperatures and numbers of samples",
     "train": "train the found networks and the controls of a run",
     "evaluate": "read the test clips once and score the trained networks",
+    "baseline": "train and test a baseline of another publication on the same clips",
     "report": "write a run's report as one HTML page",
     "score": "print P(fake) for new clips",
     "export": "write backbones and found network as one ONNX file",
@@ -58,6 +59,7 @@ _RESUME = "stopped; go on with --resume."
 _INTERRUPTED = {
     "search": _RESUME,
     "grid": _RESUME,
+    "baseline": _RESUME,
     "manifest": "interrupted; run it again, it begins anew; a manifest that was written already is kept.",
     "augment": "interrupted; run it again, it begins anew; a manifest that was written already is kept.",
     "evaluate": "interrupted; run it again: results that were written are kept, the others are made anew.",

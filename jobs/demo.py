@@ -15,21 +15,28 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.audits import read_audit
+from cluster.baseline_results import WHOLE, compare
 from cluster.controls import CONTROL_SEARCHES
+from cluster.runs import part_uri
 from cluster.session import connect
 from cluster.settings import CANDIDATES, GridConfig, SearchSettings
 from cluster.shards import progress_bar
 from data_prep import storage, synthetic
 from data_prep.manifest import write_manifest
 from data_prep.synthetic import SyntheticConfig, make_corpus
-from jobs import evaluate, extract, grid, prepare, report, train
+from jobs import baseline, evaluate, extract, grid, prepare, report, train
 from jobs.cli import FAILED, Outcome, SessionOptions, group, option, run_command
 from jobs.describe import drawing
 from jobs.evaluate_text import estimate_text
 from jobs.tables import indented
 from stgs.backbones import BackboneConfig
+from stgs.baselines import BaselineConfig
+from stgs.baselines.training import BaselineTrainingConfig
 from stgs.config import FoundConfig, SearchConfig, WeightSchedule
 from stgs.genotype import genotype_from_dict
+
+_BASELINE = "mrdf_ce"
+_MUST_HOLD = ("beats_single_sense", "at_chance", "baseline_beats_chance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,10 @@ class DemoJobConfig:
     control_searches: int = option(CONTROL_SEARCHES, help="searches of the softmax and the uniform control, at most")
     shuffles: int = option(20, help="searches of the shuffled control")
     random_genotypes: int = option(16, help="genotypes of the random control")
+    baseline_epochs: int = option(10, help=f"epochs of the baseline, {_BASELINE} at a reduced width")
+    baseline_width: int = option(48, help="width of the baseline, a multiple of 48")
+    baseline_layers: int = option(0, help="transformer layers of the baseline")
+    baseline_seconds: float = option(1.0, help="seconds of each clip that the baseline sees")
     session: SessionOptions = group(SessionOptions)
 
 
@@ -70,7 +81,9 @@ class _Stages:
 
 
 def run(config: DemoJobConfig) -> Outcome:
-    """Run the demo for every seed; it fails where the found network does not beat the best single sense."""
+    """Run the demo for every seed; it fails where the found network does not beat the best single sense, shuffled
+    labels are not at chance, or the baseline does not beat chance.
+    """
     out = storage.absolute(config.out)
     results = []
     with connect(**config.session.connect_arguments(out)):
@@ -79,7 +92,7 @@ def run(config: DemoJobConfig) -> Outcome:
     text = "\n\n".join(result["text"] for result in results)
     if len(results) > 1:
         text += "\n\n" + _seeds_table(results)
-    holds = all(result["beats_single_sense"] and result["at_chance"] for result in results)
+    holds = all(result[name] for result in results for name in _MUST_HOLD)
     payload = {"seeds": [{key: value for key, value in result.items() if key != "text"} for result in results]}
     return Outcome(payload, text, 0 if holds else FAILED)
 
@@ -137,9 +150,41 @@ def _run_seed(config: DemoJobConfig, seed: int, folder: str) -> dict[str, Any]:
         ),
     )
     evaluated = stages.run("evaluate", lambda: evaluate.run(evaluate.EvaluateJobConfig(run=run_uri)))
+    compared = _run_baseline(config, seed, folder, manifest, run_uri, stages)
     reported = stages.run("report", lambda: report.run(report.ReportJobConfig(run=run_uri, corpus=corpus)))
     shortcuts = (read_audit(corpus) or {}).get("shortcuts", [])
-    return _result(seed, shortcuts, searched, evaluated, reported, stages.seconds)
+    return _result(config, seed, shortcuts, searched, evaluated, compared, reported, stages.seconds)
+
+
+def _run_baseline(
+    config: DemoJobConfig, seed: int, folder: str, manifest: str, run_uri: str, stages: _Stages
+) -> dict[str, Any]:
+    """Prepare sequences and train the baseline on them, on the splits of the run; the found network beside it."""
+    sequences = storage.join(folder, "sequences")
+    options = prepare.SequenceOptions(max_seconds=config.baseline_seconds)
+    stages.run(
+        "sequences",
+        lambda: prepare.run(
+            prepare.PrepareJobConfig(manifest=manifest, out=sequences, kind="sequences", sequences=options)
+        ),
+    )
+    trained = stages.run(
+        "baseline",
+        lambda: baseline.run(
+            baseline.BaselineJobConfig(
+                sequences=sequences,
+                model=_BASELINE,
+                run=run_uri,
+                resume=True,
+                device="cpu",
+                baseline=BaselineConfig(layers=config.baseline_layers, width=config.baseline_width),
+                training=BaselineTrainingConfig(
+                    epochs=config.baseline_epochs, batch_size=16, seed=seed, data_seed=seed
+                ),
+            )
+        ),
+    )
+    return compare(run_uri, synthetic.DATASET, part_uri(trained.payload["out"], WHOLE))
 
 
 def _make_clips(config: DemoJobConfig, seed: int, folder: str, manifest: str, processes: int) -> None:
@@ -160,10 +205,12 @@ def _make_clips(config: DemoJobConfig, seed: int, folder: str, manifest: str, pr
 
 
 def _result(
+    config: DemoJobConfig,
     seed: int,
     shortcuts: list[str],
     searched: Outcome,
     evaluated: Outcome,
+    compared: dict[str, Any],
     reported: Outcome,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
@@ -177,9 +224,11 @@ def _result(
         if beats
         else "the found network does NOT beat the best single sense: the interval of the difference reaches 0"
     )
+    learnt = compared["auc_baseline"]["low"] is not None and compared["auc_baseline"]["low"] > 0.5
     lines = [
         f"demo, seed {seed}: drawn faces and voices, untrained backbones",
         evaluate.summary(metrics),
+        *_baseline_lines(config, compared),
         "its genotype:",
         indented("\n".join(drawing(genotype_from_dict(found["genotype"])))),
         verdict,
@@ -197,12 +246,24 @@ def _result(
         "shuffled": shuffled,
         "beats_single_sense": beats,
         "at_chance": bool(shuffled and shuffled["at_chance"]),
+        "baseline": compared,
+        "baseline_beats_chance": learnt,
         "shortcuts": shortcuts,
         "points": len(searched.payload["points"]),
         "seconds": seconds,
         "report": reported.payload["report"],
         "text": "\n".join(lines),
     }
+
+
+def _baseline_lines(config: DemoJobConfig, compared: dict[str, Any]) -> list[str]:
+    size = f"width {config.baseline_width}, {config.baseline_layers} layers, {config.baseline_seconds:g} s of each clip"
+    difference = compared["difference"]
+    p_value = "" if difference["p_value"] is None else f", p = {difference['p_value']:.2g}"
+    return [
+        f"baseline {_BASELINE}, reduced ({size}): AUC {estimate_text(compared['auc_baseline'])}",
+        f"found - baseline: {estimate_text(difference)}{p_value}",
+    ]
 
 
 def _seeds_table(results: Sequence[dict[str, Any]]) -> str:

@@ -11,12 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.baseline_results import is_baseline
 from cluster.protocol_summary import summary as summary_of_parts
 from cluster.runs import part_uris
 from data_prep import storage
 from data_prep.storage import InputError
 from jobs.cli import Outcome, option, run_command
 from jobs.report_audit import shortcuts_section
+from jobs.report_baseline_run import baseline_page
+from jobs.report_baseline_tables import baseline_tables, read_baseline_run
+from jobs.report_baselines import baselines_section, baselines_table, run_published_table
 from jobs.report_controls import controls_section, rank_correlation_table, rank_pairs_table
 from jobs.report_cost import cost_section, cost_table, latency_table
 from jobs.report_curves import curves_section
@@ -47,6 +51,7 @@ from jobs.report_wrong import wrong_section, wrong_table
 _SECTIONS = {
     "Summary": summary,
     "Beside the paper": paper_section,
+    "Baselines": baselines_section,
     "The grid": grid_section,
     "Size": pareto_section,
     "Kinds of fakes": scores_section,
@@ -66,6 +71,8 @@ _TABLES: tuple[Callable[[RunFacts], DataTable], ...] = (
     grid_table,
     controls_table,
     comparisons_table,
+    baselines_table,
+    run_published_table,
     by_category_table,
     by_method_table,
     pareto_table,
@@ -85,7 +92,10 @@ _TABLES: tuple[Callable[[RunFacts], DataTable], ...] = (
 class ReportJobConfig:
     """Options of `stgs report`."""
 
-    run: str = option(help="directory of a run", positional=True, metavar="RUN")
+    run: str = option(help="directory of a run, or of a baseline", positional=True, metavar="RUN")
+    baselines: tuple[str, ...] = option(
+        (), help="runs of 'stgs baseline' to show beside those in RUN/baselines", metavar="DIR"
+    )
     corpus: str | None = option(
         None, help="corpus of the run's clips, for pictures of the most wrong ones (default: where the run read one)"
     )
@@ -94,16 +104,19 @@ class ReportJobConfig:
 def run(config: ReportJobConfig) -> Outcome:
     """Write the report of a run to RUN/report/report.html, and its tables beside it."""
     uri = storage.absolute(config.run)
+    if is_baseline(uri):
+        return _report_baseline(config, uri)
     parts = part_uris(uri)
     if parts:
         return _report_parts(config, uri, parts)
-    facts = read_run(uri, config.corpus)
+    facts = read_run(uri, config.corpus, config.baselines)
     payload = _write(uri, report_page(facts), [make(facts) for make in _TABLES])
     payload |= {
         "run": config.run,
         "points": len(facts.main.rows),
         "missing": facts.main.missing,
         "datasets": [reading.dataset for reading in facts.tested],
+        "baselines": [baseline.uri for baseline in facts.baselines],
     }
     return Outcome(payload, f"{_state(facts)}\n{_written(payload)}")
 
@@ -112,10 +125,23 @@ def _report_parts(config: ReportJobConfig, uri: str, parts: Mapping[str, str]) -
     """The report of a run that a protocol split: one page over its parts."""
     if config.corpus is not None:
         raise InputError(f"--corpus is for the report of one part, such as {next(iter(parts.values()))}.")
-    facts = ProtocolFacts(uri, summary_of_parts(uri), {name: read_run(part) for name, part in parts.items()})
+    read = {name: read_run(part, baselines=config.baselines) for name, part in parts.items()}
+    facts = ProtocolFacts(uri, summary_of_parts(uri), read)
     payload = _write(uri, protocol_page(facts), protocol_tables(facts))
     payload |= {"run": config.run, "parts": list(parts)}
     return Outcome(payload, f"{len(parts)} parts\n{_written(payload)}\neach part's own: stgs report {uri}/parts/PART")
+
+
+def _report_baseline(config: ReportJobConfig, uri: str) -> Outcome:
+    """The report of a baseline alone."""
+    if config.corpus is not None or config.baselines:
+        given = "--corpus" if config.corpus is not None else "--baselines"
+        raise InputError(f"{given} is for the report of a search, but {uri} is a baseline; leave it out.")
+    facts = read_baseline_run(uri)
+    payload = _write(uri, baseline_page(facts), baseline_tables(facts))
+    payload |= {"run": config.run, "model": facts.content["model"], "parts": list(facts.content["parts"])}
+    finished = f"{len(facts.parts)} finished trainings of {facts.content['model']}"
+    return Outcome(payload, f"{finished}\n{_written(payload)}")
 
 
 def _write(run_uri: str, content: str, tables: Sequence[DataTable]) -> dict[str, Any]:

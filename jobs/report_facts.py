@@ -26,6 +26,7 @@ from cluster.runs import CONFIG_NAME, find_config, read_config, read_hints
 from cluster.settings import GridConfig, config_from_dict
 from data_prep import boxes, storage
 from data_prep.storage import InputError
+from jobs.report_baseline_facts import BaselineFacts, read_baselines
 from jobs.report_wrong_pictures import wrong_pictures
 
 Row = dict[str, Any]
@@ -104,7 +105,8 @@ class RunFacts:
     where nothing was timed. rank_correlation: of supernets and the networks trained alone (`cluster.rank_correlation`),
     None where too few genotypes have both. pictures: of the most wrong clips (`jobs.report_wrong`): clip_id -> JPEGs of
     its frames and of its spectrogram; no_pictures: why there are none. protocol: settings of the protocol that split
-    the clips anew; whole: the run that a command names: this one, or that whose part it is.
+    the clips anew; whole: the run that a command names: this one, or that whose part it is. baselines: what stands
+    beside the found network.
     """
 
     uri: str
@@ -122,6 +124,7 @@ class RunFacts:
     no_pictures: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
     whole: str = ""
+    baselines: Sequence[BaselineFacts] = ()
 
     @property
     def name(self) -> str:
@@ -153,10 +156,12 @@ class RunFacts:
         return training_seconds(self.readings[0].networks if self.readings else {}, self.main.grid.seeds[0])
 
 
-def read_run(uri: str, corpus: str | None = None) -> RunFacts:
+def read_run(uri: str, corpus: str | None = None, baselines: Sequence[str] = ()) -> RunFacts:
     """Read a run. corpus: where the clips' pictures are taken from (default: where the run's files say that it lies).
+    baselines: runs of 'stgs baseline' beside those that lie in the run's own folder.
 
-    Raises InputError where `uri` is no run, where one of its files is damaged, or where a corpus is named that is none.
+    Raises InputError where `uri` is no run, where one of its files is damaged, or where a corpus or a baseline is named
+    that is none.
     """
     uri = storage.absolute(uri)
     arms = {GRID: _arm(uri)}
@@ -166,6 +171,9 @@ def read_run(uri: str, corpus: str | None = None) -> RunFacts:
             arms[name] = _arm(part)
     readings, sample = _readings(uri)
     hints = read_hints(uri)
+    protocol = _protocol(uri, arms[GRID].config)
+    tested = [reading.dataset for reading in readings if reading.dataset is not None]
+    beside = read_baselines(uri, protocol["whole"], arms[GRID].config.get("split_digest"), tested, baselines)
     pictures, no_pictures = wrong_pictures(arms[GRID].config, hints, [reading.content for reading in readings], corpus)
     return RunFacts(
         uri=uri,
@@ -181,7 +189,8 @@ def read_run(uri: str, corpus: str | None = None) -> RunFacts:
         rank_correlation=rank_correlation(uri) if arms[GRID].rows else None,
         pictures=pictures,
         no_pictures=no_pictures,
-        **_protocol(uri, arms[GRID].config),
+        **protocol,
+        baselines=beside,
     )
 
 

@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.protocol_summary import CATEGORIES, METRICS
+from cluster.protocol_summary import METRICS
+from jobs.report_baseline_parts import (
+    over_parts_baselines_table,
+    parts_baselines_section,
+    parts_baselines_table,
+    parts_published_table,
+)
 from jobs.report_drawing import genotype_picture
 from jobs.report_facts import RunFacts
-from jobs.report_html import Html, count, duration, facts_table, figure, fraction, join, page, plural, section, tag
+from jobs.report_html import Html, count, duration, facts_table, figure, join, page, plural, section, tag
+from jobs.report_over_parts import by_category_of, by_method_of, mean_words, over_parts_of
 from jobs.report_paper import datasets_of, mark, table_4
 from jobs.report_rows import MEASURED, MEASURED_NOTE, network_words
 from jobs.report_summary import chance_warning, searched_words
@@ -21,9 +28,6 @@ _PROTOCOLS = {
     "method": "each part tests on one forgery method that its training never saw",
     "cross": "each part is searched and trained on one data set, and tested on every one",
 }
-
-
-_AGAINST_A = {name: f"AUC, A / {category}" for name, category in CATEGORIES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,55 +64,17 @@ def parts_table(facts: ProtocolFacts) -> DataTable:
 
 def by_category_table(facts: ProtocolFacts) -> DataTable:
     """AUC of each part's found network against the real clips A, for all fakes and each category, once a data set."""
-    rows = parts_table(facts).rows
-    columns = (
-        Column(key="part", head="part", text=True),
-        Column(key="dataset", head="tested on", text=True),
-        Column(key="auc", head="A / all fakes"),
-        *(Column(key=key, head=f"A / {name}") for key, name in CATEGORIES.items() if any(key in row for row in rows)),
-    )
-    return DataTable("by_category", columns, rows)
+    return by_category_of(parts_table(facts).rows)
 
 
 def by_method_table(facts: ProtocolFacts) -> DataTable:
     """AUC of each part's found network against the real clips, by forgery method, once a data set."""
-    columns = (
-        Column(key="part", head="part", text=True),
-        Column(key="dataset", head="tested on", text=True),
-        Column(key="method", head="forgery method", text=True),
-        Column(key="auc", head="AUC against real clips"),
-    )
-    rows = [
-        {"part": row["part"], "dataset": row["dataset"], "method": method, "auc": auc}
-        for row in parts_table(facts).rows
-        for method, auc in row["auc_by_method"].items()
-    ]
-    return DataTable("by_method", columns, rows)
+    return by_method_of(parts_table(facts).rows)
 
 
 def over_parts_table(facts: ProtocolFacts) -> DataTable:
     """Mean and standard deviation over the parts of each measure, and of the AUC by method, once a data set."""
-    names = MEASURED | _AGAINST_A
-    columns = (
-        Column(key="dataset", head="tested on", text=True),
-        Column(key="measure", head="measure", text=True, show=lambda key: names.get(key, key)),
-        Column(key="sentence", text=True),
-        Column(key="mean", head="mean", show=fraction),
-        Column(key="deviation", head="standard deviation", show=fraction),
-        Column(key="count", head="parts with a value"),
-        Column(key="of", head="of"),
-    )
-    rows = [
-        {"dataset": dataset, "measure": measure, **told}
-        for dataset, measures in (facts.content["over_parts"] or {}).items()
-        for measure, told in measures.items()
-    ]
-    rows += [
-        {"dataset": dataset, "measure": f"AUC, {method}", **told}
-        for dataset, methods in (facts.content["methods_over_parts"] or {}).items()
-        for method, told in methods.items()
-    ]
-    return DataTable("over_parts", columns, rows)
+    return over_parts_of(facts.content["over_parts"] or {}, facts.content["methods_over_parts"] or {})
 
 
 def matrix_table(facts: ProtocolFacts) -> DataTable:
@@ -120,7 +86,8 @@ def matrix_table(facts: ProtocolFacts) -> DataTable:
 def protocol_tables(facts: ProtocolFacts) -> list[DataTable]:
     """The tables that are written beside the page."""
     makers = (parts_table, by_category_table, by_method_table, over_parts_table, matrix_table)
-    return [make(facts) for make in makers]
+    baselines = (parts_baselines_table, over_parts_baselines_table, parts_published_table)
+    return [*(make(facts) for make in makers), *(make(facts.parts) for make in baselines)]
 
 
 def protocol_page(facts: ProtocolFacts) -> str:
@@ -133,10 +100,13 @@ def protocol_page(facts: ProtocolFacts) -> str:
     names = {"summary": "Summary", "parts": "The parts in numbers"}
     if facts.content["matrix"]:
         names["matrix"] = "Table 4"
+    baselines = parts_baselines_section(facts.parts, averaged=bool(facts.content["over_parts"]))
+    if baselines:
+        names["baselines"] = "Baselines"
     names["found"] = "What each part found"
     links = [tag("a", name, href=f"#{anchor}") for anchor, name in names.items()]
     head = tag("header", tag("h1", f"Search of fusion networks by parts: {facts.name}"), tag("nav", links))
-    parts = [_summary(facts), _numbers(facts), _matrix(facts), _found(facts)]
+    parts = [_summary(facts), _numbers(facts), _matrix(facts), baselines, _found(facts)]
     return page(f"{facts.name}: report", join(warnings), head, parts)
 
 
@@ -167,7 +137,7 @@ def _how_good(facts: ProtocolFacts) -> object:
         lines = []
         for dataset, measures in facts.content["over_parts"].items():
             auc, accuracy = measures["auc"], measures["accuracy"]
-            lines.append(f"{dataset}: mean AUC {_mean_words(auc)}, accuracy {_mean_words(accuracy)}.")
+            lines.append(f"{dataset}: mean AUC {mean_words(auc)}, accuracy {mean_words(accuracy)}.")
         return " ".join(lines)
     tested = parts_table(facts).rows
     if not tested:
@@ -176,13 +146,6 @@ def _how_good(facts: ProtocolFacts) -> object:
         tag("div", f"{row['part']}, tested on {row['dataset']}: AUC {estimate_words(row.get('auc'))}.")
         for row in tested
     ]
-
-
-def _mean_words(told: Mapping[str, Any]) -> str:
-    words = fraction(told["mean"])
-    if told["deviation"] is not None:
-        words += f" ± {fraction(told['deviation'])}"
-    return f"{words} ({told['count']} of {plural(told['of'], 'part')})"
 
 
 def _how_sure(facts: ProtocolFacts) -> str:

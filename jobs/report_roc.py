@@ -17,9 +17,9 @@ from jobs.report_tables import estimate_words
 
 # The temperature of the paper's published ROC figure; ROC curves by M are drawn at it where the grid has it.
 _PAPER_TEMPERATURE = 10.0
-_FALSE_POSITIVES = np.linspace(0.0, 1.0, 201)
+FALSE_POSITIVES = np.linspace(0.0, 1.0, 201)
 
-_Line = tuple[str, Sequence[float], Sequence[float]]
+RocLine = tuple[str, Sequence[float], Sequence[float]]
 
 
 def roc_section(facts: RunFacts) -> Html:
@@ -36,35 +36,37 @@ def roc_section(facts: RunFacts) -> Html:
 
 
 def _arms(reading: Reading) -> Html:
-    lines: list[_Line] = []
+    lines: list[RocLine] = []
     for name in (reading.found, reading.best_of(VISUAL), reading.best_of(AUDIO), reading.best_of(SOFTMAX)):
-        if name is not None and _drawable(reading.networks[name].get("roc")):
+        if name is not None and drawable(reading.networks[name].get("roc")):
             network = reading.networks[name]
             words = "found network" if name == reading.found else f"{ARM_NAMES[network['arm']]}, best on dev"
             lines.append((f"{words}: AUC {estimate_words(network['auc'])}", *network["roc"]))
     for arm in (RANDOM, SHUFFLED):
-        networks = [network for network in reading.of_arm(arm) if _drawable(network.get("roc"))]
+        networks = [network for network in reading.of_arm(arm) if drawable(network.get("roc"))]
         if networks:
             average = fraction(fmean(network["auc"]["value"] for network in networks))
             curve = mean_roc([network["roc"] for network in networks])
             words = f"{ARM_NAMES[arm]}, mean of {len(networks)}: mean AUC {average}"
-            lines.append((words, _FALSE_POSITIVES.tolist(), curve.tolist()))
-    return _figure(lines, "Found network and controls", "The line from corner to corner is chance.", first_thick=True)
+            lines.append((words, FALSE_POSITIVES.tolist(), curve.tolist()))
+    return roc_figure(
+        lines, "Found network and controls", "The line from corner to corner is chance.", first_thick=True
+    )
 
 
 def _categories(reading: Reading) -> Html:
     """One against the rest: the real clips against all fakes, and against those of each category."""
     network = reading.networks[reading.found]
-    lines: list[_Line] = []
-    if _drawable(network.get("roc")):
+    lines: list[RocLine] = []
+    if drawable(network.get("roc")):
         lines.append((f"A against all fakes: AUC {estimate_words(network['auc'])}", *network["roc"]))
     curves, aucs = network.get("roc_by_category", {}), network.get("auc_by_category", {})
     for category in FAKES:
-        if _drawable(curves.get(category)):
+        if drawable(curves.get(category)):
             words = f"A against {category}: AUC {estimate_words(aucs.get(category))}"
             lines.append((words, *curves[category]))
     caption = "A: real; B: fake sound; C: fake video; D: both fake."
-    return _figure(lines, "The found network, by category", caption, first_thick=True)
+    return roc_figure(lines, "The found network, by category", caption, first_thick=True)
 
 
 def _samples(facts: RunFacts, reading: Reading) -> Html | None:
@@ -73,22 +75,23 @@ def _samples(facts: RunFacts, reading: Reading) -> Html | None:
     if len(grid.num_samples) < 2 or found is None:
         return None
     fixed = _PAPER_TEMPERATURE if _PAPER_TEMPERATURE in grid.temperatures else found["temperature"]
-    lines: list[_Line] = []
+    lines: list[RocLine] = []
     for row in sorted(facts.main.rows, key=lambda row: row["num_samples"]):
         wanted = (fixed, found["estimator"], found["seed"], found.get("options", ""))
         network = reading.point_network(row["id"])
         own = (row["temperature"], row["estimator"], row["seed"], row["options"])
-        if own == wanted and network is not None and _drawable(network.get("roc")):
+        if own == wanted and network is not None and drawable(network.get("roc")):
             lines.append((f"M {row['num_samples']}: AUC {estimate_words(network['auc'])}", *network["roc"]))
     where = f"temperature {fixed:g}"
     where += f", {words}" if (words := facts.main.group_words(found)) else ""
     where += f", seed {found['seed']}" if len(grid.seeds) > 1 else ""
     whose = "paper's ROC figure" if fixed == _PAPER_TEMPERATURE else "found network"
     why = f"This temperature is that of the {whose}."
-    return _figure(lines, f"Networks found with different M at {where}", f"{why} Equal genotypes give one curve.")
+    return roc_figure(lines, f"Networks found with different M at {where}", f"{why} Equal genotypes give one curve.")
 
 
-def _figure(lines: Sequence[_Line], title: str, caption: str, *, first_thick: bool = False) -> Html:
+def roc_figure(lines: Sequence[RocLine], title: str, caption: str, *, first_thick: bool = False) -> Html:
+    """ROC curves with the line of chance. lines: of each its words, false and true positive rates."""
     if not lines:
         return tag("p", f"{title}: no curve, because the test clips are not of both classes.")
     series = [
@@ -101,11 +104,11 @@ def _figure(lines: Sequence[_Line], title: str, caption: str, *, first_thick: bo
     return figure([chart, legend(names, rows=True)], caption, title=title, class_="roc")
 
 
-def _drawable(curve: Sequence[Sequence[float]] | None) -> bool:
+def drawable(curve: Sequence[Sequence[float]] | None) -> bool:
     """Whether there is a curve: of clips of one class there is none."""
     return curve is not None and len(curve[0]) > 0
 
 
 def mean_roc(curves: Sequence[Sequence[Sequence[float]]]) -> np.ndarray[Any, Any]:
     """Mean true positive rate at equal false positive rates."""
-    return np.mean([np.interp(_FALSE_POSITIVES, x, y) for x, y in curves], axis=0)
+    return np.mean([np.interp(FALSE_POSITIVES, x, y) for x, y in curves], axis=0)

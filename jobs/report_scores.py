@@ -63,16 +63,16 @@ def _categories(reading: Reading) -> Html | None:
     aucs = found.get("auc_by_category", {})
     measured = {"all fakes": found["auc"]}
     measured |= {f"{category}: {_CATEGORIES[category]}": aucs[category] for category in FAKES if category in aucs}
-    return _dots(measured, "AUC of the found network against the real clips, by category")
+    return dots_figure(measured, "AUC of the found network against the real clips, by category")
 
 
 def _methods(reading: Reading) -> Html | None:
     measured = reading.networks[reading.found].get("auc_by_method") or {}
-    return _dots(measured, "AUC of the found network against the real clips, by forgery method")
+    return dots_figure(measured, "AUC of the found network against the real clips, by forgery method")
 
 
-def _dots(measured: Mapping[str, Mapping[str, Any]], title: str) -> Html | None:
-    """A line for each estimate: its value and its interval."""
+def dots_figure(measured: Mapping[str, Mapping[str, Any]], title: str) -> Html | None:
+    """A line for each estimate of AUC, by name: its value and its interval; None where none has a value."""
     rows, values = [], [_CHANCE]
     for name, estimate in measured.items():
         value = value_of(estimate)

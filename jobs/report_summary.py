@@ -114,7 +114,7 @@ def _how_sure(facts: RunFacts, reading: Reading) -> list[str | None]:
     sure.append(_unbeaten(content))
     shuffled = content.get("shuffled")
     if shuffled is not None:
-        sure.append(_chance_words(shuffled))
+        sure.append(chance_words(shuffled))
     elif reading.dataset is not None:
         sure.append("Shuffled labels were not tried, so that nothing rules out a leak.")
     seeds = len(facts.main.grid.seeds)
@@ -123,7 +123,7 @@ def _how_sure(facts: RunFacts, reading: Reading) -> list[str | None]:
     return sure
 
 
-def _chance_words(shuffled: Mapping[str, Any]) -> str:
+def chance_words(shuffled: Mapping[str, Any]) -> str:
     words = {True: "end at chance", False: "are NOT at chance", None: "do not tell whether they end at chance"}
     sentence = shuffled.get("sentence")
     return f"Shuffled labels {words[shuffled['at_chance']]}{f': {sentence}' if sentence else '.'}"

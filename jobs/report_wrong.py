@@ -9,20 +9,23 @@ from jobs.report_tables import Column, DataTable
 _LABELS = {0: "real", 1: "fake"}
 
 
+WRONG_COLUMNS = (
+    Column(key="evaluated_on", text=True),
+    Column(key="clip_id", head="clip", text=True),
+    Column(key="label", head="is", show=lambda label: _LABELS.get(label, label), text=True),
+    Column(key="category", head="category", text=True),
+    Column(key="method", head="method", text=True),
+    Column(key="subject", head="subject", text=True),
+    Column(key="dataset", head="data set", text=True),
+    Column(key="score", head="P(fake)", show=fraction),
+)
+"""Of a table of clips as metrics.json lists the most wrong ones; evaluated_on: the data set of the reading."""
+
+
 def wrong_table(facts: RunFacts) -> DataTable:
     """The most wrong clips of the found network, once a data set."""
-    columns = (
-        Column(key="evaluated_on", text=True),
-        Column(key="clip_id", head="clip", text=True),
-        Column(key="label", head="is", show=lambda label: _LABELS.get(label, label), text=True),
-        Column(key="category", head="category", text=True),
-        Column(key="method", head="method", text=True),
-        Column(key="subject", head="subject", text=True),
-        Column(key="dataset", head="data set", text=True),
-        Column(key="score", head="P(fake)", show=fraction),
-    )
     rows = [{"evaluated_on": reading.dataset, **row} for reading in facts.tested for row in _wrong(reading)]
-    return DataTable("wrong_clips", columns, rows)
+    return DataTable("wrong_clips", WRONG_COLUMNS, rows)
 
 
 def _wrong(reading: Reading) -> list[dict[str, object]]:

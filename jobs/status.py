@@ -1,4 +1,4 @@
-"""Shows how far a run is: its driver, and the points that wait, run, are done or have failed.
+"""Shows how far a run is: its driver, and the points, or parts of a baseline, that wait, run, are done or have failed.
 
 Reads the run's directory alone, so it works without the cluster and from any machine that reaches the storage. A point
 whose search has given no sign for a minute is lost: its machine died, and it waits for a restart.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from cluster.baseline_watching import BaselineWatcher, open_watcher
 from cluster.watching import DONE, FAILED, STATES, PointStatus, RunStatus, Watcher
 from data_prep.storage import UnreachableError
 from jobs.cli import Outcome, UsageError, option, run_command
@@ -25,6 +26,8 @@ _HEADINGS = ("state", "point", "epoch", "dev AUC", "left", "entropies", "device 
 # What state, epoch, dev AUC and the time left take on a screen.
 _BESIDE_ID, _SHORTEST_ID = 36, 20
 _RIGHT = ("epoch", "dev AUC", "device s", "attempts", "left")
+# What only the points of a search have.
+_OF_POINTS = ("entropies", "machine", "attempts")
 _SHORTEST_PAUSE_S = 1.0
 # A screen of its own, as `less` has, which leaves what stood there before as it was; the other two of them take the
 # place of the screen before.
@@ -36,7 +39,7 @@ class StatusJobConfig:
     """Options of `stgs status`."""
 
     run: str = option(help="directory of a run, local or s3://", positional=True, metavar="RUN")
-    all: bool = option(False, help=f"every point, not the first {_SHOWN} alone")
+    all: bool = option(False, help=f"every point (or part of a baseline), not the first {_SHOWN} alone")
     watch: bool = option(False, help="show it anew until the run ends, or until Ctrl-C")
     every: float = option(5.0, help="seconds between two looks of --watch, at least 1")
 
@@ -45,14 +48,14 @@ def run(config: StatusJobConfig) -> Outcome:
     """Look at the run, once or until it ends."""
     if config.every < _SHORTEST_PAUSE_S:
         raise UsageError(f"--every is {config.every:g}, but it must be at least {_SHORTEST_PAUSE_S:g} second.")
-    watcher, most = Watcher(config.run), None if config.all else _SHOWN
+    watcher, most = open_watcher(config.run), None if config.all else _SHOWN
     status = watcher.look(most=most)
     if config.watch and not status.over:
         status = _watch(watcher, status, most, config.every)
     return Outcome({**dataclasses.asdict(status), "over": status.over}, text(status))
 
 
-def _watch(watcher: Watcher, status: RunStatus, most: int | None, every: float) -> RunStatus:
+def _watch(watcher: Watcher | BaselineWatcher, status: RunStatus, most: int | None, every: float) -> RunStatus:
     """Show the run anew every `every` seconds; returns what was seen last."""
     is_terminal, note = sys.stdout.isatty(), ""
     try:
@@ -90,10 +93,11 @@ def text(status: RunStatus, columns: int | None = None) -> str:
     lines = [f"run: {status.run}", *_driver_lines(status), *_control_lines(status)]
     total = sum(status.counts.values())
     left = "" if not status.seconds_left else f"; about {duration(status.seconds_left)} left"
-    lines.append(f"{_counted(status.counts)}{left}" if total else "points: none yet, the driver has not laid them out")
+    none = "points: none yet, the driver has not laid them out"
+    lines.append(f"{_counted(status.counts, status.unit)}{left}" if total else none)
     lines += [f"part {name}: {_counted(counts)}" for name, counts in status.parts.items()]
     if status.points:
-        lines += ["", *_table(status.points, columns)]
+        lines += ["", *_table(status.points, columns, status.unit)]
     if len(status.points) < total:
         lines.append(f"... and {total - len(status.points)} more; --all shows them")
     failed = [point for point in status.points if point.state == FAILED]
@@ -137,21 +141,23 @@ def _control_lines(status: RunStatus) -> list[str]:
     ]
 
 
-def _counted(counts: dict[str, int]) -> str:
+def _counted(counts: dict[str, int], unit: str = "point") -> str:
     total = sum(counts.values())
     parts = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    return f"{total} point{'s' * (total != 1)}: {parts or 'none'}"
+    return f"{total} {unit}{'s' * (total != 1)}: {parts or 'none'}"
 
 
-def _table(points: Sequence[PointStatus], columns: int | None) -> list[str]:
+def _table(points: Sequence[PointStatus], columns: int | None, unit: str) -> list[str]:
     longest = None if columns is None else max(columns - _BESIDE_ID, _SHORTEST_ID)
-    rows = [_HEADINGS, *(_cells(point, longest) for point in points)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [tuple(unit if heading == "point" else heading for heading in _HEADINGS)]
+    rows += [_cells(point, longest) for point in points]
+    shown = [at for at, heading in enumerate(_HEADINGS) if unit == "point" or heading not in _OF_POINTS]
+    widths = [max(len(row[at]) for row in rows) for at in shown]
     lines = []
     for row in rows:
         cells = [
-            cell.rjust(width) if heading in _RIGHT else cell.ljust(width)
-            for heading, cell, width in zip(_HEADINGS, row, widths, strict=True)
+            row[at].rjust(width) if _HEADINGS[at] in _RIGHT else row[at].ljust(width)
+            for at, width in zip(shown, widths, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())
     return lines

@@ -83,7 +83,7 @@ def followed(cluster: Cluster, job: Job) -> Outcome:
     except (UnreachableError, InputError) as error:
         raise UnreachableError(
             f"{job.id} can no longer be followed ({str(error).rstrip('.')}); if the head is lost, so is the job, but "
-            "not its run: submit the command again (grid and search: with --resume)."
+            "not its run: submit the command again (baseline, grid and search: with --resume)."
         ) from None
     finally:
         view.close()

@@ -28,7 +28,8 @@ from jobs.options import Option, add_arguments, build, flatten, options_of
 # choices holds none of them, whatever its name.
 PATHS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("corpus", "faces", "features", "gallery", "genotype", "genotypes", "manifest", "network"), ()),
-    **dict.fromkeys(("check", "onnx", "out", "roots", "run", "storage", "swan", "videos"), ()),
+    **dict.fromkeys(("baselines", "check", "onnx", "out", "roots", "run", "storage", "swan", "videos"), ()),
+    **dict.fromkeys(("checkpoint", "initial_weights", "sequences"), ()),
     **dict.fromkeys(("visual_weights", "audio_weights"), ("imagenet", "random")),
     "spectrogram_statistics": ("clip",),
     "json_lines": ("-",),
@@ -57,7 +58,7 @@ class SubmittedWords:
     def with_takeover(self) -> SubmittedWords:
         """The same with --takeover among the words. Raises UsageError if the command has no such option."""
         if not self.takes_over:
-            raise UsageError("--takeover is for grid and search; this command needs none.")
+            raise UsageError("--takeover is for baseline, grid and search; this command needs none.")
         return self if self.takeover else dataclasses.replace(self, words=(*self.words, "--takeover"), takeover=True)
 
 
@@ -86,9 +87,11 @@ def read_words(command: str, words: Sequence[str]) -> SubmittedWords:
     if file is not None:
         config = (Path(file).name, yaml.safe_dump(from_file, sort_keys=False).encode())
         ready += ["--config", config_place(config[0])]
-    run = settings.get("out") or settings.get("run")
+    # Some commands find a place for what they make below a run that is given.
+    place = getattr(module, "run_directory", lambda settings: settings.get("out") or settings.get("run"))
+    run = place(settings)
     if _TAKEOVER in settings:
-        _require_run_name(storage.absolute(settings["out"]))
+        _require_run_name(storage.absolute(run))
     return SubmittedWords(
         words=(*ready, *(["--json"] if as_json else [])),
         config=config,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from cluster.clip_streams import ShardStream, SplitIndex, index_corpus
+from cluster.clip_streams import RAW_CLIPS, ShardStream, SplitIndex, index_corpus
 from cluster.part_reader import Arrays, Part
 from data_prep import boxes, storage
 from data_prep.manifest import read_manifest, write_manifest
@@ -41,7 +42,7 @@ def reader(parts: Sequence[Part]) -> Iterator[Arrays]:
             }
 
 
-def stream(rank: int, world: int, *, batch_size: int = 8, shuffle_clips: int = 5) -> ShardStream:
+def stream(rank: int, world: int, *, batch_size: int = 8, shuffle_clips: int = 5) -> ShardStream[RawClips]:
     return ShardStream(
         "train",
         index(),
@@ -49,6 +50,7 @@ def stream(rank: int, world: int, *, batch_size: int = 8, shuffle_clips: int = 5
         data_seed=3,
         shuffle_clips=shuffle_clips,
         reader=reader,
+        stacking=RAW_CLIPS,
         workers=Workers(rank, world),
     )
 
@@ -85,7 +87,8 @@ def test_an_epoch_holds_every_clip_once_in_even_batches(world: int) -> None:
 
 def test_workers_take_their_larger_batches_in_turn() -> None:
     parts = SplitIndex(("part-0", "part-1"), (tuple(range(8)),) * 2, np.zeros(16, np.int8))
-    own = ShardStream("train", parts, batch_size=6, data_seed=0, shuffle_clips=4, reader=reader, workers=Workers(0, 2))
+    settings: dict[str, Any] = {"batch_size": 6, "data_seed": 0, "shuffle_clips": 4, "reader": reader}
+    own = ShardStream("train", parts, **settings, stacking=RAW_CLIPS, workers=Workers(0, 2))
     assert [batch.clips for batch in own.batches(0)] == [5, 5, 6]
 
 

@@ -47,6 +47,15 @@ def test_results_are_fetched_and_nothing_else(tmp_path: Path) -> None:
     assert files(out) == {name: name for name in RESULTS}
 
 
+def test_what_baselines_scored_is_fetched_without_their_weights(tmp_path: Path) -> None:
+    run, out = str(tmp_path / "run"), tmp_path / "out"
+    wanted = [f"parts/fold-0/{name}" for name in ("metrics.json", "scores.parquet", "curves.parquet")]
+    wanted += ["config.yaml", "environment.json", "report/report.html"]
+    wanted += [f"baselines/avdf/{name}" for name in wanted]
+    put(run, *wanted, "parts/fold-0/state.pt", "baselines/avdf/parts/fold-0/network.safetensors")
+    assert sorted(fetch(run, out).names) == sorted(wanted)
+
+
 def test_a_bucket_cannot_write_outside_of_the_folder(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     bad = ["../../evil", "./genotype.json", "a/../../../evil/genotype.json", "a b/genotype.json", "~/genotype.json"]

@@ -206,7 +206,7 @@ def test_an_interrupt_says_what_that_means_for_the_command(capsys: pytest.Captur
         assert run_command(name, stopped, ["here"]) == 3
         said[name] = capsys.readouterr().err
         assert said[name].startswith(f"stgs {name}: ")
-    assert {name for name in COMMANDS if "--resume" in said[name]} == {"search", "grid"}
+    assert {name for name in COMMANDS if "--resume" in said[name]} == {"search", "grid", "baseline"}
     # They begin nothing that could go on.
     for name in ("submit", "jobs", "stop", "status", "doctor"):
         assert "run it again" not in said[name]

@@ -25,6 +25,8 @@ CONFIG: dict[str, Any] = {
     "control_searches": 1,
     "shuffles": 2,
     "random_genotypes": 1,
+    "baseline_epochs": 1,
+    "baseline_seconds": 0.4,
 }
 
 
@@ -62,6 +64,8 @@ def test_demo_runs_to_the_report(out: Path, outcome: Outcome) -> None:
     assert [line for line in outcome.text.splitlines() if line.startswith("SHORTCUT")] == audit["shortcuts"]
     for line in ("AUC on test, temperature by num_samples:", "random genotypes:", "shuffled labels:", "cell1:"):
         assert line in outcome.text
+    assert seed["baseline"]["clips"] == seed["baseline"]["clips_found"] == 8
+    assert f"AUC {seed['baseline']['auc_baseline']['value']:.3f}" in outcome.text.partition("baseline mrdf_ce")[2]
 
 
 @pytest.mark.ray

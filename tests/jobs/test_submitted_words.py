@@ -28,6 +28,7 @@ NO_PATHS = {
     "device",
     "estimators",
     "feature_names",
+    "name",
     "names",
     "operations",
 }
@@ -137,6 +138,7 @@ def test_words_that_are_no_paths_stay() -> None:
         ("grid F --manifest M --out R --pack many", "--pack is 'many'"),
         ("grid F --manifest M --out R --config no.yaml", "--config no.yaml cannot be read"),
         ("grid F --manifest M --out R --address x", "give --address before it"),
+        ("baseline S --manifest M --model avdf", "out is missing; give --manifest and --out, or the --run"),
         ("grid F --manifest M --out", "expected one argument; see 'stgs grid --help'"),
     ],
 )
@@ -149,8 +151,15 @@ def test_takeover_is_passed_to_commands_that_have_it() -> None:
     grid = words_of("grid s3://b/f --manifest s3://b/m --out s3://b/r")
     assert grid.with_takeover().words == (*grid.words, "--takeover")
     assert grid.with_takeover().with_takeover().words == grid.with_takeover().words
-    with pytest.raises(UsageError, match="--takeover is for grid and search"):
+    with pytest.raises(UsageError, match="--takeover is for baseline, grid and search"):
         words_of("train s3://b/r").with_takeover()
+
+
+def test_a_baseline_on_the_splits_of_a_run_has_a_run_of_its_own() -> None:
+    ready = words_of("baseline s3://b/s --run s3://b/r/ --model avdf --initial-weights s3://b/w.pt")
+    assert (ready.run, ready.name, ready.takes_over) == ("s3://b/r/baselines/avdf", "avdf", True)
+    assert words_of("baseline s3://b/s --run s3://b/r --model avdf --name small").run == "s3://b/r/baselines/small"
+    assert words_of("baseline s3://b/s --manifest s3://b/m --model avdf --out s3://b/o").run == "s3://b/o"
 
 
 def test_a_dry_run_minds_no_other_driver() -> None:

@@ -32,6 +32,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.bench.bench_forecast
 	$(BIN)/python -m tests.bench.bench_ray
 	$(BIN)/python -m tests.bench.bench_prepare
+	$(BIN)/python -m tests.bench.bench_baseline
 
 # Which features and operations each estimator finds; about 4 minutes.
 bench-planted: $(STAMP)

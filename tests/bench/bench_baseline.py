@@ -120,28 +120,34 @@ def seconds_per_update(config: BaselineConfig, precision: str, batch: int, devic
     return float(np.median(np.diff(times)[updates // 3 :]))
 
 
+def largest_batch(config: BaselineConfig, precision: str) -> tuple[int, float]:
+    """The released batch size, or the largest half of a half of it that fits the GPU; seconds of an update."""
+    batch = BATCH
+    while batch > 1:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            return batch, seconds_per_update(config, precision, batch, "cuda", 12)
+        except torch.cuda.OutOfMemoryError:
+            batch //= 2
+    raise SystemExit("not even two clips fit this GPU")
+
+
 def print_training(quick: bool) -> None:
     """Clips a second, and on a GPU the peak of its memory."""
+    print(f"\nTraining of {MODEL} on clips of {FRAMES} frames")
     if not torch.cuda.is_available():
         each = seconds_per_update(REDUCED, "float32", 8, "cpu", 3 if quick else 6)
-        print(f"\nTraining of {MODEL} on clips of {FRAMES} frames; no GPU: width {REDUCED.width}, {REDUCED.layers} layers")
-        print(f"  batch 8, float32, 1 thread: {8 / each:.1f} clips a second")
+        size = f"width {REDUCED.width}, {REDUCED.layers} layers, batch 8, float32, 1 thread"
+        print(f"  no GPU; {size}: {8 / each:.1f} clips a second")
         return
-    print(f"\nTraining of {MODEL} on clips of {FRAMES} frames, {torch.cuda.get_device_name()}")
+    print(f"  {torch.cuda.get_device_name()}")
     for layers in (12, 0):
         for precision in ("float32", resolved_precision("auto", "cuda")):
-            batch = BATCH
-            while batch:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-                try:
-                    each = seconds_per_update(BaselineConfig(layers=layers), precision, batch, "cuda", 12)
-                except torch.cuda.OutOfMemoryError:
-                    batch //= 2
-                    continue
-                peak = torch.cuda.max_memory_allocated() / 2**30
-                print(f"  {layers:>2} layers, batch {batch}, {precision}: {batch / each:.1f} clips a second, {peak:.1f} GiB")
-                break
+            batch, each = largest_batch(BaselineConfig(layers=layers), precision)
+            peak = torch.cuda.max_memory_allocated() / 2**30
+            size = f"{layers:>2} layers, batch {batch}, {precision}"
+            print(f"  {size}: {batch / each:.1f} clips a second, peak {peak:.1f} GiB")
 
 
 def print_shuffles(quick: bool) -> bool:

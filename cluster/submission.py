@@ -33,6 +33,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # How a job stands; the last four have ended.
 WAITING, RUNNING, COMPLETE, STOPPED, PARTLY, FAILED = "waiting", "running", "complete", "stopped", "partly", "failed"
 ENDED = (COMPLETE, STOPPED, PARTLY, FAILED)
+# How a run goes on whose job has ended.
+SUBMIT_AGAIN = "submit the command again (baseline, grid and search: with --resume)"
 # What the exit codes of `stgs` mean (design.md section 5).
 _BY_EXIT_CODE = {0: COMPLETE, 1: FAILED, 2: FAILED, 3: STOPPED, 4: PARTLY}
 _STOPPED_CODE = 3
@@ -366,19 +368,18 @@ def _command(entrypoint: str) -> str:
 
 def describe_end(job: Job) -> str:
     """What to say of a job that has ended, in a sentence or two."""
-    again = "submit the command again (grid and search: with --resume)"
     if job.status == COMPLETE:
         return f"{job.id}: complete."
     if job.status == PARTLY:
         return f"{job.id}: complete, but a part failed; its log says which."
     if job.status == STOPPED:
-        return f"{job.id}: stopped; to go on, {again}."
+        return f"{job.id}: stopped; to go on, {SUBMIT_AGAIN}."
     if job.message.startswith("Job entrypoint command failed") and (found := re.search(r"code (-?\d+)", job.message)):
         code = int(found[1])
         if code in _BY_EXIT_CODE:
             return f"{job.id}: failed with exit code {code}; its log says why."
         signal = -code if code < 0 else code - 128
         died = f"signal {signal}" if 0 < signal < 65 else f"exit code {code}"
-        return f"{job.id}: its driver died ({died}); to go on, {again}."
+        return f"{job.id}: its driver died ({died}); to go on, {SUBMIT_AGAIN}."
     reason = " ".join(job.message.split())[:300].rstrip(".")
-    return f"{job.id}: failed without a word of its driver ({reason or 'no reason given'}); to go on, {again}."
+    return f"{job.id}: failed without a word of its driver ({reason or 'no reason given'}); to go on, {SUBMIT_AGAIN}."

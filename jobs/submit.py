@@ -17,6 +17,7 @@ from typing import Any
 from cluster.job_log import LogView, follow
 from cluster.shipping import archive
 from cluster.submission import (
+    SUBMIT_AGAIN,
     Cluster,
     Job,
     Submission,
@@ -83,7 +84,7 @@ def followed(cluster: Cluster, job: Job) -> Outcome:
     except (UnreachableError, InputError) as error:
         raise UnreachableError(
             f"{job.id} can no longer be followed ({str(error).rstrip('.')}); if the head is lost, so is the job, but "
-            "not its run: submit the command again (baseline, grid and search: with --resume)."
+            f"not its run: {SUBMIT_AGAIN}."
         ) from None
     finally:
         view.close()

@@ -21,9 +21,9 @@ from cluster import evaluation_metrics
     ],
 )
 def test_few_or_equal_shuffles_are_no_check(aucs: list[float], at_chance: bool | None, sentence: str | None) -> None:
-    told = evaluation_metrics._chance(aucs)
+    told = evaluation_metrics.chance_check(aucs)
     assert told is not None
     assert (told["count"], told["mean"]) == (len(aucs), pytest.approx(np.mean(aucs)))
     assert (told["at_chance"], told["sentence"]) == (at_chance, sentence)
     assert told["standard_error"] is None if len(aucs) == 1 else told["standard_error"] >= 0
-    assert evaluation_metrics._chance([]) is None
+    assert evaluation_metrics.chance_check([]) is None

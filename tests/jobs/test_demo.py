@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from cluster.audits import read_audit
 from data_prep import boxes
 from data_prep.manifest import read_manifest, resolve_path
 from data_prep.storage import InputError
-from jobs import demo, score
-from jobs.cli import FAILED, PARTLY, Outcome
+from jobs import baseline, demo, score
+from jobs.cli import COMPLETE, FAILED, PARTLY, Outcome
+from stgs.baselines import BaselineConfig
+from stgs.baselines.training import BaselineTrainingConfig
 
 CONFIG: dict[str, Any] = {
-    "num_subjects": 6,
+    "num_subjects": 10,
     "dev_subjects": 2,
     "test_subjects": 2,
     "channels": 8,
@@ -53,9 +56,9 @@ def test_demo_runs_to_the_report(out: Path, outcome: Outcome) -> None:
     assert outcome.exit_code == FAILED
     assert Path(seed["report"]).read_text().lower().startswith("<!doctype html>")
     corpus = boxes.read_meta(str(out / "seed-0" / "corpus"), boxes.CORPUS)
-    assert corpus.counts["clips"] == 24, "every drawn face is found"
+    assert corpus.counts["clips"] == 40, "every drawn face is found"
     audit = read_audit(str(out / "seed-0" / "corpus")) or {}
-    assert (audit["digest"], audit["clips"], audit["skipped"]) == (corpus.digest, 24, {})
+    assert (audit["digest"], audit["clips"], audit["skipped"]) == (corpus.digest, 40, {})
     assert boxes.read_meta(str(out / "seed-0" / "features"), boxes.FEATURES).extra["audit"] == audit
     kept = read_audit(str(out / "seed-0" / "run")) or {}
     assert {name: kept[name] for name in audit} == audit
@@ -66,6 +69,37 @@ def test_demo_runs_to_the_report(out: Path, outcome: Outcome) -> None:
         assert line in outcome.text
     assert seed["baseline"]["clips"] == seed["baseline"]["clips_found"] == 8
     assert f"AUC {seed['baseline']['auc_baseline']['value']:.3f}" in outcome.text.partition("baseline mrdf_ce")[2]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(100)
+def test_two_folds_of_a_reduced_baseline(out: Path, outcome: Outcome, tmp_path: Path) -> None:
+    folder = out / "seed-0"
+    trained = baseline.run(
+        baseline.BaselineJobConfig(
+            sequences=str(folder / "sequences"),
+            manifest=str(folder / "manifest"),
+            model="mrdf_ce",
+            out=str(tmp_path / "folds"),
+            folds=2,
+            baseline=BaselineConfig(layers=0, width=48),
+            training=BaselineTrainingConfig(epochs=1, batch_size=8),
+            device="cpu",
+        )
+    )
+    assert trained.exit_code == COMPLETE
+    assert list(trained.payload["parts"]) == ["fold-0", "fold-1"]
+    tested = []
+    for part in trained.payload["parts"]:
+        scores = boxes.read_table(str(tmp_path / "folds" / "parts" / part / "scores.parquet")).to_pydict()
+        # A fifth of ten people, a clip of each category each, and AUC is that of the scores.
+        assert len(scores["clip_id"]) == 8
+        assert trained.payload["parts"][part]["datasets"]["demo"]["auc"]["value"] == pytest.approx(
+            roc_auc_score(scores["label"], scores["score"])
+        )
+        tested.append(set(scores["subject"]))
+    assert not tested[0] & tested[1]
+    assert trained.payload["over_parts"]["demo"]["auc"]["count"] == 2
 
 
 @pytest.mark.ray

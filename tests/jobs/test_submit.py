@@ -127,7 +127,7 @@ def test_a_lost_head_is_a_failure_that_says_how_to_go_on(stand_in: StandIn, caps
     assert main(["submit", *GRID]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("stgs submit: run-1 can no longer be followed (no ")
-    assert "submit the command again (grid and search: with --resume)" in last
+    assert "submit the command again (baseline, grid and search: with --resume)" in last
 
 
 def test_jobs_are_a_table() -> None:
@@ -238,7 +238,7 @@ def test_a_grid_on_a_head_with_a_token(head: Head, repository: Path, tmp_path: P
     results = client(head, repository, "results", "run-1", "--out", str(tmp_path / "fetched"))
     assert ended(stop)[:2] == (
         0,
-        "long-1: stopped; to go on, submit the command again (grid and search: with --resume).\n",
+        "long-1: stopped; to go on, submit the command again (baseline, grid and search: with --resume).\n",
     )
     code, _, error = ended(refused)
     assert code == 2

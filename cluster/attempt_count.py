@@ -21,13 +21,10 @@ class AttemptCount:
 
         place: where the training goes on, such as its epoch (JSON types).
         """
-        try:
-            last = json.loads(storage.read(self.uri))
-        except FileNotFoundError:
-            last = {}
+        last = self._last()
         own = {"session": self.session, **place}
         is_same = all(last.get(name) == value for name, value in own.items())
-        count = int(last["count"]) + 1 if is_same else 1
+        count = last["count"] + 1 if is_same else 1
         storage.write(self.uri, json.dumps({**own, "count": count}).encode())
         return count
 
@@ -35,3 +32,15 @@ class AttemptCount:
         """An orderly end is none of those that are counted."""
         if storage.exists(self.uri):
             storage.delete(self.uri)
+
+    def _last(self) -> dict[str, Any]:
+        """What the file says. A damaged one is taken for none: the count is not worth a training."""
+        try:
+            data = storage.read(self.uri)
+        except FileNotFoundError:
+            return {}
+        try:
+            content = json.loads(data)
+            return {**content, "count": int(content["count"])}
+        except (ValueError, TypeError, KeyError):
+            return {}

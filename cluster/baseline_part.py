@@ -19,11 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cluster.baseline_names import KIND
 from cluster.baseline_streams import CLIP_COLUMNS, SequenceIndex, SequenceShards
 from cluster.baseline_weights import WeightsFile, weights_facts
 from cluster.board import Key
 from cluster.evaluation import METRICS_NAME, MIXED, SCORES_NAME
 from cluster.evaluation_metrics import TestClips, score_metrics, wrong_clips
+from cluster.found_loop import loaded_state
 from cluster.runs import part_uri
 from data_prep import boxes, storage
 from stgs.baselines.base import Baseline, BaselineConfig
@@ -32,7 +34,7 @@ from stgs.baselines.training import BaselineTrainingConfig
 from stgs.parallel import Workers
 from stgs.resampling import Floats
 
-KIND, VERSION = "baseline", 1
+VERSION = 1
 STATE_NAME, CURVES_NAME, NETWORK_NAME, FAILED_NAME = "state.pt", "curves.parquet", "network.safetensors", "failed.json"
 ATTEMPTS_NAME = "attempts.json"
 # Frames of the clip whose cost is told: 3 s.
@@ -128,17 +130,32 @@ def save_state(job: PartJob, training: Mapping[str, Any], seconds: float) -> Non
     storage.write(job.uri(STATE_NAME), buffer.getvalue())
 
 
+def read_state(job: PartJob) -> tuple[str, dict[str, Any]] | None:
+    """sha256 and content (`training`, `seconds`) of the state that stands; None if there is none that can be read."""
+    try:
+        data = storage.read(job.uri(STATE_NAME))
+    except FileNotFoundError:
+        return None
+    state = loaded_state(data)
+    return None if state is None else (hashlib.sha256(data).hexdigest(), state)
+
+
 def write_curves(job: PartJob, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the rows of the epochs; nothing before the first."""
     if rows:
         storage.write(job.uri(CURVES_NAME), boxes.table_bytes(pa.Table.from_pylist([dict(row) for row in rows])))
 
 
-def write_network(job: PartJob, weights: Mapping[str, Tensor]) -> str:
-    """Write the weights of the best epoch. Returns the file's sha256."""
+def write_network(job: PartJob, weights: Mapping[str, Tensor]) -> str | None:
+    """Write the weights of the best epoch. Returns the file's sha256; None, and nothing is written, where the part has
+    its result, of another driver, which tells the digest of that one's weights.
+    """
     facts = {"version": VERSION, "kind": KIND, "model": job.model, "part": job.part, "config": asdict(job.baseline)}
     whole = {name: tensor.contiguous() for name, tensor in weights.items()}
-    return storage.write(job.uri(NETWORK_NAME), safetensors.torch.save(whole, {"stgs": json.dumps(facts)}))
+    data = safetensors.torch.save(whole, {"stgs": json.dumps(facts)})
+    if is_finished(job.run, job.part):
+        return None
+    return storage.write(job.uri(NETWORK_NAME), data)
 
 
 def write_failure(job: PartJob, reason: str) -> None:

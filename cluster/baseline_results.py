@@ -1,43 +1,35 @@
-"""What the parts of a baseline run say, alone and together, and how a baseline compares with a found network.
-
-Reads the files of the runs alone.
-"""
+"""What the parts of a baseline run say, alone and together, from the files of the run alone."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from cluster.baseline_part import FAILED_NAME, KIND, VERSION
-from cluster.evaluation import METRICS_NAME, MIXED, SCORES_NAME, read_scores
-from cluster.evaluation_metrics import TestClips, auc_of, chance_check, difference
-from cluster.protocol_splits import PROTOCOL_KEY
+from cluster.baseline_names import KIND, is_shuffled_part, planned_parts
+from cluster.baseline_part import FAILED_NAME, VERSION
+from cluster.baseline_remarks import CHECKPOINT_NOTE, checkpoint_of, seconds_words, sequences_of, size_words
+from cluster.evaluation import METRICS_NAME, MIXED
+from cluster.evaluation_metrics import chance_check
+from cluster.protocol_splits import MANIFEST, PROTOCOL_KEY
 from cluster.protocol_summary import (
+    AVERAGED,
     categories_told,
     estimate_told,
     mean_told,
     measures_of,
     methods_over_parts,
+    of_several_parts,
     over_parts,
 )
 from cluster.runs import CONFIG_NAME, find_config, part_uri, read_config
-from data_prep import boxes, storage
+from data_prep import storage
 from data_prep.storage import InputError
 from stgs.baselines import BASELINES
-from stgs.resampling import Estimate
 
 BASELINES_FOLDER = "baselines"
 """Folder of a run in which the baselines on its splits lie."""
-WHOLE = "all"
-"""The part of a baseline run whose clips are split as their manifest says."""
-_SHUFFLE = "shuffle-"
 _PART_FILE = re.compile(r"([^/]+)/.+")
 _UNFINISHED = "it is not finished; go on with --resume"
 _FACTS = (
@@ -84,24 +76,22 @@ def _read(out: str) -> dict[str, dict[str, Any] | None]:
         raise InputError(f"{out} is no run of a baseline, but of a search; give the --out of 'stgs baseline'.")
     root = storage.join(out, "parts")
     begun = [match[1] for path in storage.list(root) if (match := _PART_FILE.fullmatch(path))]
-    names = dict.fromkeys([*planned_parts(config), *begun])
-    return {name: _metrics(part_uri(out, name)) for name in sorted(names, key=_place)}
+    names = dict.fromkeys([*_planned(config), *begun])
+    return {name: part_metrics(part_uri(out, name)) for name in sorted(names, key=_place)}
 
 
-def planned_parts(config: Mapping[str, Any]) -> list[str]:
-    """The parts that a baseline run is to have, those with shuffled labels last. config: of its config.yaml."""
-    parts = (config.get(PROTOCOL_KEY) or {}).get("parts") or (WHOLE,)
-    return [*parts, *(f"{_SHUFFLE}{seed}" for seed in range(config.get("shuffles") or 0))]
+def _planned(config: Mapping[str, Any]) -> list[str]:
+    return planned_parts((config.get(PROTOCOL_KEY) or {}).get("parts") or (), config.get("shuffles") or 0)
 
 
 def _place(part: str) -> tuple[Any, ...]:
     """Where a part stands: by the numbers in its name, so that fold-10 follows fold-9."""
     pieces = re.split(r"(\d+)", part)
-    return part.startswith(_SHUFFLE), [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
+    return is_shuffled_part(part), [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]
 
 
-def _metrics(part: str) -> dict[str, Any] | None:
-    """metrics.json of a part, None where it is not finished."""
+def part_metrics(part: str) -> dict[str, Any] | None:
+    """metrics.json of a part, None where it is not finished. part: its URI. Raises InputError where it is damaged."""
     uri = storage.join(part, METRICS_NAME)
     try:
         content = json.loads(storage.read(uri))
@@ -117,31 +107,40 @@ def _metrics(part: str) -> dict[str, Any] | None:
 def summary(out: str) -> dict[str, Any]:
     """The parts of a baseline run, alone and together.
 
-    model: its name. parts: name -> what was trained (parameters, macs, device_seconds, dev_auc, best_epoch, ...),
-    datasets (name -> clips, fake, subjects, and METRICS, CATEGORIES and auc_by_method of `cluster.protocol_summary`,
-    each an estimate), and sentence (why there are none, or null); those with shuffled labels are not among them.
-    over_parts: data set -> measure -> {mean, deviation, count, of, sentence} over the parts, methods_over_parts: data
-    set -> forgery method -> the same of its AUC. shuffled: {count, mean, standard_error, at_chance, sentence} of the
-    AUC with shuffled labels, null where none was tried; unfinished_shuffles: how many of them have no result.
+    model: its name. size: how it differs from the paper's, in words, null where it does not. max_seconds: what it saw
+    of a clip at most, null where that is not known. checkpoint: what identifies the released file whose weights it
+    has, null where it was trained. parts: name -> what was trained (parameters, macs, device_seconds, dev_auc,
+    best_epoch, ...), datasets (name -> clips, fake, subjects, and METRICS, CATEGORIES and auc_by_method of
+    `cluster.protocol_summary`, each an estimate), and sentence (why there are none, or null); those with shuffled
+    labels are not among them. over_parts: data set -> measure -> {mean, deviation, count, of, sentence} over the parts,
+    methods_over_parts: data set -> forgery method -> the same of its AUC; both null where no mean says anything: under
+    other protocols than AVERAGED, and of a checkpoint. shuffled: {count, mean, standard_error, at_chance, sentence} of
+    the AUC with shuffled labels, null where none was tried; unfinished_shuffles: how many of them have no result.
 
     Raises InputError as `read_parts` does.
     """
-    found = _read(out)
+    config, found = read_config(out), _read(out)
     shuffles = [name for name, metrics in found.items() if _is_shuffled(name, metrics)]
     parts = {name: _part(part_uri(out, name), told) for name, told in found.items() if name not in shuffles}
+    finished = [metrics for metrics in found.values() if metrics is not None]
     tried = [metrics for name in shuffles if (metrics := found[name]) is not None]
+    checkpoint = next(filter(None, map(checkpoint_of, finished)), None)
+    averaged = checkpoint is None and (config.get(PROTOCOL_KEY) or {}).get("protocol", MANIFEST) in AVERAGED
     return {
-        "model": read_config(out)["model"],
+        "model": config["model"],
+        "size": next((size_words(metrics["config"]) for metrics in finished), None),
+        "max_seconds": sequences_of(out).max_seconds,
+        "checkpoint": checkpoint,
         "parts": parts,
-        "over_parts": over_parts(parts),
-        "methods_over_parts": methods_over_parts(parts),
+        "over_parts": over_parts(parts) if averaged else None,
+        "methods_over_parts": methods_over_parts(parts) if averaged else None,
         "shuffled": chance_check([auc for metrics in tried if (auc := _whole_auc(metrics)) is not None]),
         "unfinished_shuffles": len(shuffles) - len(tried),
     }
 
 
 def _is_shuffled(name: str, metrics: Mapping[str, Any] | None) -> bool:
-    return name.startswith(_SHUFFLE) if metrics is None else metrics["shuffle_seed"] is not None
+    return is_shuffled_part(name) if metrics is None else metrics["shuffle_seed"] is not None
 
 
 def _whole_auc(metrics: Mapping[str, Any]) -> float | None:
@@ -174,11 +173,11 @@ def summary_text(out: str) -> list[str]:
     content = summary(out)
     parts = content["parts"]
     lines = [f"baseline {content['model']}{_size_told(parts)}; {_parts_told(len(parts))}, on test"]
+    lines += [f"  {words}" for words in _remarks(content)]
     for name, part in parts.items():
         lines += _part_lines(name, part)
-    several = [name for name, measures in content["over_parts"].items() if measures["auc"]["of"] > 1]
-    for dataset in several:
-        measures = content["over_parts"][dataset]
+    several = of_several_parts(content["over_parts"])
+    for dataset, measures in several.items():
         lines.append(
             f"  all parts on {dataset}: AUC {mean_told(measures['auc'])}, accuracy {mean_told(measures['accuracy'])}"
             f"{categories_told(measures, 'mean')}"
@@ -187,6 +186,12 @@ def summary_text(out: str) -> list[str]:
         lines.append("  (standard deviation over parts, which share training clips: it is no interval)")
     lines += _shuffled_lines(content)
     return [*lines, *_published_lines(content["model"])]
+
+
+def _remarks(content: Mapping[str, Any]) -> list[str]:
+    """What has to be said before the figures are read."""
+    told = (content["size"], seconds_words(content["max_seconds"]), CHECKPOINT_NOTE if content["checkpoint"] else None)
+    return [words for words in told if words is not None]
 
 
 def _parts_told(number: int) -> str:
@@ -229,115 +234,8 @@ def _published_lines(model: str) -> list[str]:
     published = BASELINES[model].published if model in BASELINES else None
     if published is None:
         return []
+    note = f"; {published.note}" if published.note else ""
     return [
         f"  published, on other data ({published.data}): AUC {published.auc:.3f}, accuracy {published.accuracy:.3f} "
-        f"({published.source})"
+        f"({published.source}{note})"
     ]
-
-
-def matching_part(parts: Mapping[str, Mapping[str, Any]], run_part: str | None, splits: str | None) -> str | None:
-    """The part of a baseline run that belongs to a run, or to a part of one: that of the same splits, else that of the
-    same name; None where there is none.
-
-    parts: of `read_parts`. run_part: name of the run's part, None if it has none. splits: the run's split_digest.
-    """
-    real = {name: metrics for name, metrics in parts.items() if metrics["shuffle_seed"] is None}
-    same = [name for name, metrics in real.items() if metrics["digests"]["splits"] == splits]
-    named = [name for name in real if name == (run_part or WHOLE)]
-    return next(iter([*same, *named]), None)
-
-
-def compare(run_part: str, dataset: str, baseline_part: str) -> dict[str, Any]:
-    """The found network beside a baseline on the test clips that both scored.
-
-    run_part: URI of an evaluated run, or of a part of one. dataset: of its test clips, or `mixed`. baseline_part: URI
-    of a finished part of a baseline run. Draws of the bootstrap are those of the run's evaluation.
-
-    Returns clips (that both scored), clips_found, clips_baseline, auc_found, auc_baseline (estimates on these clips),
-    difference (found less baseline, an estimate with p_value) and sentences (what differs between the two, in words).
-    There is no difference, but a sentence in it, where the baseline's training may have seen the run's test clips.
-
-    Raises InputError where scores are missing, or are not those that the metrics were made of.
-    """
-    ours = json.loads(storage.read(storage.join(run_part, "evaluation", dataset, METRICS_NAME)))
-    found = ours["found"]
-    mine, theirs = read_scores(run_part, dataset), _baseline_scores(baseline_part, dataset)
-    facts = _metrics(baseline_part) or {}
-    places = {clip: index for index, clip in enumerate(theirs["clip_id"].to_pylist())}
-    clips = mine["clip_id"].to_pylist()
-    kept = [index for index, clip in enumerate(clips) if clip in places]
-    where = [places[clips[index]] for index in kept]
-    common, other = mine.take(pa.array(kept, pa.int64())), theirs.take(pa.array(where, pa.int64()))
-    counts = {"clips": len(kept), "clips_found": len(clips), "clips_baseline": len(places)}
-    reason, notes = _refusal(ours, facts, counts), _notes(ours, facts, counts)
-    if reason is None and kept and not _same(common["label"], other["label"]):
-        reason = "the two runs do not label the clips alike."
-    if not kept:
-        nothing = Estimate(None, sentence="the two runs have no test clip in common.").to_dict()
-        return {
-            **counts,
-            "auc_found": nothing,
-            "auc_baseline": nothing,
-            "difference": {**nothing, "p_value": None},
-            "sentences": notes,
-        }
-    test = TestClips.of(common, **ours["bootstrap"])
-    first, second = (column.to_numpy().astype(np.float64) for column in (common[found], other["score"]))
-    if reason is None:
-        told = difference(first, second, test, seed=ours["bootstrap"]["seed"])
-    else:
-        told = {**Estimate(None, sentence=reason).to_dict(), "p_value": None}
-    aucs = {"auc_found": auc_of(first, test), "auc_baseline": auc_of(second, test)}
-    return {**counts, **aucs, "difference": told, "sentences": notes}
-
-
-def _baseline_scores(part: str, dataset: str) -> pa.Table:
-    uri = storage.join(part, SCORES_NAME)
-    expected = ((_metrics(part) or {}).get("digests") or {}).get("scores")
-    try:
-        data = storage.read(uri)
-    except FileNotFoundError:
-        data = None
-    if data is None or hashlib.sha256(data).hexdigest() != expected:
-        what = "is missing, although" if data is None else "is another file than"
-        raise InputError(
-            f"{uri} {what} the metrics that were made of it are there; put it back from a copy of the run."
-        )
-    table = boxes.read_table(uri)
-    return table if dataset == MIXED else table.filter(pc.equal(table["dataset"], dataset))
-
-
-def _same(ours: Any, theirs: Any) -> bool:
-    return bool(ours.to_pylist() == theirs.to_pylist())
-
-
-def _refusal(ours: Mapping[str, Any], facts: Mapping[str, Any], counts: Mapping[str, int]) -> str | None:
-    """Why the two must not be compared, None where they may be."""
-    if (facts.get("weights") or {}).get("checkpoint"):
-        return (
-            "the baseline's weights are those of a checkpoint, whose training clips no file names: these test clips "
-            "may be among them."
-        )
-    unseen = counts["clips_found"] - counts["clips"]
-    if _other_splits(ours, facts) and unseen:
-        return (
-            f"{unseen:,} of this run's {counts['clips_found']:,} test clips are none of the baseline's: with other "
-            "splits it may have been trained on them."
-        )
-    return None
-
-
-def _other_splits(ours: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
-    return bool(ours["digests"]["splits"] != facts["digests"]["splits"])
-
-
-def _notes(ours: Mapping[str, Any], facts: Mapping[str, Any], counts: Mapping[str, int]) -> Sequence[str]:
-    notes = []
-    if _other_splits(ours, facts):
-        notes.append("it was trained on other splits than this run")
-    if len(set(counts.values())) > 1:
-        notes.append(
-            f"this run scored {counts['clips_found']:,} test clips and the baseline {counts['clips_baseline']:,}, of "
-            f"which {counts['clips'] or 'none'} are the same"
-        )
-    return notes

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cluster.baseline_part import KIND
+from cluster.baseline_names import KIND, WHOLE, shuffled_part
 from cluster.baseline_results import BASELINES_FOLDER
 from cluster.baseline_streams import SPLITS, SequenceIndex, Sequences
 from cluster.baseline_weights import WeightsFile, weights_facts
@@ -22,10 +22,19 @@ from cluster.protocol_splits import (
     own_split,
     parts_of,
     protocol_settings,
+    protocol_words,
     split_anew,
     split_from_dict,
 )
-from cluster.runs import part_uri, read_config, read_hints
+from cluster.runs import (
+    as_stored,
+    find_config,
+    is_baseline,
+    part_uri,
+    read_config,
+    read_hints,
+    require_search,
+)
 from data_prep import storage
 from data_prep.manifest import Row, read_manifest
 from data_prep.split_folds import NUM_FOLDS
@@ -34,8 +43,8 @@ from data_prep.storage import InputError
 from stgs.baselines.base import BaselineConfig
 from stgs.baselines.training import BaselineTrainingConfig
 
-# The one part of a run that has no others.
-WHOLE = "all"
+# Key of config.yaml: part -> what identifies its splits.
+_DIGESTS_KEY = "split_digests"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,34 +140,34 @@ def split_by_protocol(manifest_uri: str, config: ProtocolConfig, folds: int | No
 def split_by_run(run: str, manifest_uri: str | None = None) -> SplitParts:
     """The parts of a run, with its splits. manifest_uri: where its manifest is now; None: where it was.
 
-    Raises InputError if there is no run, or the manifest is not that of its splits.
+    Raises InputError if there is no run, if it is a baseline's, or if the manifest is not that of its splits.
     """
     run = storage.absolute(run)
-    content, protocol = read_config(run), read_config(run).get(PROTOCOL_KEY) or {}
+    content = read_config(run)
+    require_search(run, content, "the --run of a search, or --manifest and --out")
+    protocol = content.get(PROTOCOL_KEY) or {}
     uri = storage.absolute(manifest_uri or read_hints(run)["manifest"])
     manifest = read_manifest(uri)
     parts = {name: split_from_dict(split) for name, split in protocol.get("parts", {}).items()}
     own = split_from_dict(content[SPLIT_KEY]) if content.get(SPLIT_KEY) else None
     rows = _split(manifest.rows, parts, own)
-    for name, expected in _run_digests(run, content, parts).items():
-        if expected is not None and split_digest(rows[name]) != expected:
-            raise InputError(
-                f"{uri} is not the manifest of the splits of {run}; give the one that it was searched with as "
-                "--manifest."
-            )
+    digests = _run_digests(run, content, parts)
+    same = all(split_digest(rows[name]) == expected for name, expected in digests.items())
+    # Before a part is begun nothing tells what its splits are made of, but the manifest as a whole.
+    if not same or (not digests and manifest.meta.digest != content.get("manifest_digest")):
+        raise InputError(
+            f"{uri} is not the manifest of the splits of {run}; give the one that it was searched with as --manifest."
+        )
     told = {key: content[key] for key in (PROTOCOL_KEY, SPLIT_KEY) if content.get(key)}
     return SplitParts(uri, manifest.meta.digest, rows, told)
 
 
-def _run_digests(run: str, content: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, str | None]:
-    """Of each part the digest of the splits that it was searched with, None where it was not begun."""
+def _run_digests(run: str, content: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, str]:
+    """Of each part that is begun the digest of the splits that it was searched with."""
     if not parts:
-        return {WHOLE: content.get("split_digest")}
-    found: dict[str, str | None] = {}
-    for name in parts:
-        begun = storage.exists(storage.join(part_uri(run, name), "config.yaml"))
-        found[name] = read_config(part_uri(run, name)).get("split_digest") if begun else None
-    return found
+        return {WHOLE: content["split_digest"]}
+    begun = {name: find_config(part_uri(run, name)) for name in parts}
+    return {name: part["split_digest"] for name, part in begun.items() if part is not None}
 
 
 def _split(rows: Sequence[Row], parts: Mapping[str, SplitConfig], own: SplitConfig | None) -> dict[str, Sequence[Row]]:
@@ -170,6 +179,60 @@ def _split(rows: Sequence[Row], parts: Mapping[str, SplitConfig], own: SplitConf
 def baseline_uri(run: str, name: str) -> str:
     """Directory of the baseline of this name on the splits of a run."""
     return storage.join(storage.absolute(run), BASELINES_FOLDER, name)
+
+
+def growing_settings(run: str, content: Mapping[str, Any], place: str = "--out") -> tuple[str, ...]:
+    """The settings in which a run of a baseline may differ from `content`, its new ones: more folds of the same split,
+    and more shuffles; none where no run stands at `run`, or its parts are others.
+
+    place: the option that says where it lies. Raises InputError for fewer folds or shuffles than it has, and where only
+    one of the two has folds, or both have others.
+    """
+    standing, given = find_config(run), as_stored(content)
+    if standing is None or not is_baseline(standing):
+        return ()
+    own, other = (_parts_of_run(config) for config in (standing, given))
+    if own.protocol != other.protocol:
+        if own.words() != other.words() and (own.has_folds or other.has_folds):
+            raise InputError(
+                f"{run} was begun with {own.words()}, not {other.words()}; give those, or another {place}."
+            )
+        return ()
+    if any(other.parts.get(name, part) != part for name, part in own.parts.items()):
+        return ()
+    for name, had, count in (
+        ("folds", len(own.parts), len(other.parts)),
+        ("shuffles", standing["shuffles"], given["shuffles"]),
+    ):
+        if count < had:
+            raise InputError(
+                f"{run} was begun with --{name} {had}, not {count}; give {had} or more, or another {place}."
+            )
+    return (PROTOCOL_KEY, _DIGESTS_KEY, "shuffles")
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a config.yaml says of parts. protocol: but for its parts. parts: name -> split, and digest."""
+
+    protocol: Mapping[str, Any]
+    parts: Mapping[str, tuple[Any, str]]
+
+    @property
+    def has_folds(self) -> bool:
+        return self.protocol.get("protocol") == FOLDS
+
+    def words(self) -> str:
+        """The options that give them."""
+        if self.has_folds:
+            return f"--folds {len(self.parts)} --split-seed {self.protocol['split_seed']}"
+        return protocol_words(self.protocol) or "no --folds"
+
+
+def _parts_of_run(config: Mapping[str, Any]) -> _Parts:
+    protocol = dict(config.get(PROTOCOL_KEY) or {})
+    splits = protocol.pop("parts", None) or {}
+    return _Parts(protocol, {name: (splits.get(name), digest) for name, digest in config[_DIGESTS_KEY].items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,5 +267,5 @@ def plan_parts(settings: BaselineSettings, sequences: Sequences, split: SplitPar
     first = planned[0]
     for seed in range(settings.shuffles):
         splits = {name: index if name == "test" else index.shuffled(seed, name) for name, index in first.splits.items()}
-        planned.append(PlannedPart(f"shuffle-{seed}", splits, first.digest, seed, 0))
+        planned.append(PlannedPart(shuffled_part(seed), splits, first.digest, seed, 0))
     return planned

@@ -27,31 +27,34 @@ from cluster.part_reader import Arrays, RayReader
 from data_prep import boxes, storage
 from data_prep.filter_banks import STACKED_BANKS
 from data_prep.manifest import Row
-from data_prep.sequence import FRAME_SIZE
+from data_prep.sequence import ARRAY_COLUMNS, FRAME_SIZE, sequence_arrays
 from data_prep.storage import InputError
 from stgs.baselines.batch import RawSequences
 from stgs.parallel import Workers
 
 SPLITS = ("train", "dev", "test")
 CLIP_COLUMNS = ("clip_id", "label", "category", "dataset", "subject", "method")
-_READ = ("video", "filter_banks")
+# What is read of a box; methods are the manifest's, as in an evaluation of found networks.
+_OWN_COLUMNS = CLIP_COLUMNS[:-1]
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceIndex(SplitIndex):
     """Where the clips of one split lie, and what they are, by position in the split.
 
-    categories: A to D, [N], as a training is told them. clips: CLIP_COLUMNS, [N] each, as they are.
+    categories: A to D, [N], as a training is told them. clips: CLIP_COLUMNS, [N] each, as they are; methods as the
+    manifest tells them, the others as the box does.
     """
 
     categories: NDArray[np.str_]
     clips: Mapping[str, Sequence[Any]]
 
     @classmethod
-    def of(cls, places: Sequence[Place]) -> Self:
-        """The split of these clips."""
+    def of(cls, places: Sequence[Place], methods: Mapping[str, str | None]) -> Self:
+        """The split of these clips. methods: by clip_id."""
         index = index_places(places)
-        clips = {name: [place.clip[name] for place in places] for name in CLIP_COLUMNS}
+        clips = {name: [place.clip[name] for place in places] for name in _OWN_COLUMNS}
+        clips["method"] = [methods[clip_id] for clip_id in clips["clip_id"]]
         return cls(index.parts, index.rows, index.labels, np.array(clips["category"], "<U1"), clips)
 
     def shuffled(self, seed: int, split: str) -> Self:
@@ -84,14 +87,15 @@ class Sequences:
                 f"split {split!r} of {part} has {what} of {self.uri}; split {manifest_uri} in another way, or prepare "
                 "the clips that are missing."
             )
-        return {split: SequenceIndex.of(places) for split, places in found.items()}
+        methods = {row["clip_id"]: row["method"] for row in rows}
+        return {split: SequenceIndex.of(places, methods) for split, places in found.items()}
 
 
 def open_sequences(uri: str) -> Sequences:
     """The box of sequences at `uri`. Raises InputError if it is none."""
     uri = storage.absolute(uri)
     meta = boxes.read_meta(uri, boxes.SEQUENCES)
-    return Sequences(uri, meta, read_clips(uri, meta, CLIP_COLUMNS))
+    return Sequences(uri, meta, read_clips(uri, meta, _OWN_COLUMNS))
 
 
 class SequenceShards(ShardStream[RawSequences]):
@@ -118,7 +122,7 @@ class SequenceShards(ShardStream[RawSequences]):
             batch_size=batch_size,
             data_seed=data_seed,
             shuffle_clips=shuffle_clips,
-            reader=RayReader(corpus, files, _READ),
+            reader=RayReader(corpus, files, ARRAY_COLUMNS, sequence_arrays),
             stacking=RAW_SEQUENCES,
             workers=workers,
         )
@@ -131,7 +135,7 @@ class SequenceShards(ShardStream[RawSequences]):
 
 
 def _clips(block: Arrays) -> Iterator[Clip]:
-    # The block holds `bytes`, each with a memory of its own.
+    # Of the sizes that `sequence_arrays` has seen. The block holds `bytes`, each with a memory of its own.
     for video, banks in zip(block["video"], block["filter_banks"], strict=True):
         yield (
             np.frombuffer(video, np.uint8).reshape(-1, 3, FRAME_SIZE, FRAME_SIZE),

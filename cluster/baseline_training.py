@@ -5,7 +5,6 @@ The truth is the run directory: a resume leaves out the parts that have their re
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ import ray.train
 import ray.tune
 
 from cluster.baseline_part import FAILED_NAME, PartJob, is_finished
-from cluster.baseline_runs import BaselineSettings, PlannedPart, SplitParts
+from cluster.baseline_runs import BaselineSettings, PlannedPart, SplitParts, growing_settings
 from cluster.baseline_streams import Sequences
 from cluster.baseline_worker_loop import PartWorker
 from cluster.board import BoardLink
@@ -32,8 +31,6 @@ from cluster.trials import work_alone, work_together
 from data_prep import storage
 from stgs.parallel import SINGLE, Workers, default_workers
 
-SAVE_SECONDS = 60.0
-_NO_LIMITS = RunLimits()
 # A trial that only drives a group of workers: it stays on the head, and takes nothing from them.
 _DRIVES = {"CPU": 0, "node:__internal_head__": 0.001}
 
@@ -57,12 +54,11 @@ def train_baseline(
     split: SplitParts,
     parts: Sequence[PlannedPart],
     *,
-    workers: WorkerGroup | int = 1,
+    workers: WorkerGroup,
     resume: bool,
-    limits: RunLimits = _NO_LIMITS,
-    started: float | None = None,
-    progress: bool = True,
-    save_seconds: float = SAVE_SECONDS,
+    limits: RunLimits,
+    started: float,
+    place: str = "--out",
 ) -> BaselineResult:
     """Train and test every part that has no result yet; needs `cluster.session.connect`.
 
@@ -70,56 +66,57 @@ def train_baseline(
         out: directory of the run.
         parts: of `cluster.baseline_runs.plan_parts`.
         workers: that share each batch of a part; with one, a part is a process of its own.
-        resume: continue a run that stands, of the same settings.
-        limits: when to end before all is done. started: when the command began, in Unix seconds (default: now).
-        save_seconds: between two states of a part, at least.
+        resume: continue a run that stands, of the same settings, which may have more folds or shuffles.
+        limits: when to end before all is done. started: when the command began, in Unix seconds.
+        place: the option that says where the run lies, for messages.
 
     Raises:
         KeyboardInterrupt: a second signal came before the trainings had ended orderly; they can be resumed.
-        InputError: the run was begun with other settings or clips, another driver works on it, a worker would have no
-            clips, or the cluster cannot hold the workers.
+        InputError: the run was begun with other settings or clips, or with more parts, another driver works on it, a
+            worker would have no clips, or the cluster cannot hold the workers.
     """
-    group = WorkerGroup(workers, workers) if isinstance(workers, int) else workers
     run, device = storage.absolute(out), chosen_device(settings.device)
     require_idle(run, takeover=limits.takeover)
 
-    def job(part: PlannedPart, session: str) -> PartJob:
-        return PartJob(
-            run=run,
-            part=part.name,
-            model=settings.model,
-            baseline=settings.baseline,
-            training=part.training(settings.training),
-            corpus=sequences.uri,
-            files=sequences.meta.files,
-            splits=part.splits,
-            digests={"corpus": sequences.meta.digest, "splits": part.digest},
-            shuffle_seed=part.shuffle_seed,
-            weights=settings.weights,
-            device=device,
-            threads=settings.threads,
-            session=session,
-            save_seconds=save_seconds,
-        )
-
     for part in parts:
-        _require_shares(job(part, ""), group)
+        _require_shares(part_job(run, settings, sequences, part, device=device), workers)
     if not all(is_finished(run, part.name) for part in parts):
-        require_processes(device, settings.threads, group.fewest)
-    deadline = limits.deadline_at(time.time() if started is None else started)
+        require_processes(device, settings.threads, workers.fewest)
+    deadline = limits.deadline_at(started)
     with driving(deadline=deadline, device_hours=limits.device_hours) as driver:
-        open_run(
-            run,
-            _content(settings, device, sequences, split, parts),
-            resume=resume,
-            hints=_hints(sequences, split, settings),
-        )
+        content = _content(settings, device, sequences, split, parts)
+        hints = _hints(sequences, split, settings)
+        growing = growing_settings(run, content, place)
+        open_run(run, content, resume=resume, hints=hints, growing=growing, place=place)
         driver.work_on(run, takeover=limits.takeover)
-        jobs = [job(part, driver.session) for part in parts if not is_finished(run, part.name)]
-        failures = _train(jobs, settings.arrays, driver, group, progress) if jobs and driver.stop is None else {}
+        waiting = [part for part in parts if not is_finished(run, part.name)]
+        jobs = [part_job(run, settings, sequences, part, device=device, session=driver.session) for part in waiting]
+        failures = _train(jobs, settings.arrays, driver, workers) if jobs and driver.stop is None else {}
         result = _result(run, jobs, failures, driver)
         driver.complete = not result.unfinished
     return result
+
+
+def part_job(
+    run: str, settings: BaselineSettings, sequences: Sequences, part: PlannedPart, *, device: str, session: str = ""
+) -> PartJob:
+    """What the workers of a part need. run: URI. device: `cpu` or `cuda`. session: the driver's."""
+    return PartJob(
+        run=run,
+        part=part.name,
+        model=settings.model,
+        baseline=settings.baseline,
+        training=part.training(settings.training),
+        corpus=sequences.uri,
+        files=sequences.meta.files,
+        splits=part.splits,
+        digests={"corpus": sequences.meta.digest, "splits": part.digest},
+        shuffle_seed=part.shuffle_seed,
+        weights=settings.weights,
+        device=device,
+        threads=settings.threads,
+        session=session,
+    )
 
 
 def _require_shares(job: PartJob, group: WorkerGroup) -> None:
@@ -152,9 +149,7 @@ def _hints(sequences: Sequences, split: SplitParts, settings: BaselineSettings) 
     }
 
 
-def _train(
-    jobs: Sequence[PartJob], arrays: Mapping[str, Any] | None, driver: Driver, group: WorkerGroup, progress: bool
-) -> Failures:
+def _train(jobs: Sequence[PartJob], arrays: Mapping[str, Any] | None, driver: Driver, group: WorkerGroup) -> Failures:
     """Train the parts, and see why some failed."""
     for job in jobs:  # they are about to be tried again
         if storage.exists(job.uri(FAILED_NAME)):
@@ -167,15 +162,23 @@ def _train(
         "board": driver.board,
     }
     keys = {job.part: job.key for job in jobs}
-    with driver.watched("baseline", sum(job.epochs for job in jobs), progress), groups_removed():
+    with driver.watched("baseline", sum(job.epochs for job in jobs), True), groups_removed():
         if group.most == 1:
             concurrent = max(FEWEST_CONCURRENT_TRIALS, planned_devices(kind, threads))
             trainable = ray.tune.with_parameters(_train_alone, **given)
             found = work_with_tune(trainable, process_resources(kind, threads), keys, driver, concurrent=concurrent)
         else:
             trainable = ray.tune.with_parameters(_drive_group, **given, scaling=group.scaling(kind, threads))
-            found = work_with_tune(trainable, _DRIVES, keys, driver)
+            concurrent = _groups_at_once(planned_devices(kind, threads), group)
+            found = work_with_tune(trainable, _DRIVES, keys, driver, concurrent=concurrent)
     return found | driver.failures()
+
+
+def _groups_at_once(devices: int, group: WorkerGroup) -> int:
+    """Trials that drive a group each, let in at once: as many as find room on so many devices, and the next one. Each
+    takes a gigabyte of the head's memory, also while it waits.
+    """
+    return max(1, devices // group.fewest) + 1
 
 
 def _result(run: str, jobs: Sequence[PartJob], failures: Failures, driver: Driver) -> BaselineResult:

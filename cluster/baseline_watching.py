@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from cluster.baseline_names import planned_parts
 from cluster.run_json import Json, number_of, parse_object, read_object, text_of
 from cluster.watched_settings import WatchedSettings, watched_settings
 from cluster.watching import (
@@ -33,7 +34,6 @@ from cluster.watching import (
 from data_prep import storage
 from data_prep.storage import InputError
 
-_WHOLE = "all"
 _PART_FILE = re.compile(r"([^/]+)/([^/]+)")
 _METRICS, _FAILED, _CURVES = "metrics.json", "failed.json", "curves.parquet"
 # Files that a training leaves once it has begun.
@@ -52,8 +52,7 @@ class BaselineWatcher:
 
     def __init__(self, run: str, settings: WatchedSettings) -> None:
         self.run, self._epochs = run, settings.epochs
-        shuffles = [f"shuffle-{seed}" for seed in range(settings.shuffles)]
-        self._planned = [*(settings.parts or (_WHOLE,)), *shuffles]
+        self._planned = planned_parts(settings.parts, settings.shuffles)
         # What metrics.json of the finished parts says: it never changes.
         self._finished: dict[str, Json] = {}
 

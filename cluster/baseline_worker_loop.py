@@ -1,6 +1,6 @@
 """What every worker does that trains one part of a baseline, alone or with others: train, choose on dev, test once.
 
-All workers of a part do the same; the first one alone reads and writes states and files.
+All workers of a part do the same; the first one alone writes files. A state is read by each of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.agreement import StopError, agreed_stop, by_first, end_the_run
@@ -23,12 +24,13 @@ from cluster.baseline_part import (
     Trained,
     commit,
     is_finished,
+    read_state,
     save_state,
     write_curves,
     write_failure,
     write_network,
 )
-from cluster.found_loop import read_state
+from cluster.baseline_streams import SequenceShards
 from cluster.search_loop import DeviceLostError, is_of_device
 from cluster.stopping import Stop, StopCheck
 from data_prep import storage
@@ -115,27 +117,39 @@ class PartWorker:
             assert self._arrays is not None
             job.weights.fill(model, self._arrays)
         trained = self._trained(model) if job.is_trained else self._as_it_is(model)
-        stream = job.stream("test", workers)
-        scores = workers.from_first(predict(model, stream, precision=job.training.precision, workers=workers))
-        if not np.isfinite(scores).all():
-            raise InputError(
-                f"{int((~np.isfinite(scores)).sum())} of {len(scores)} test clips of {job.part} have scores that are "
-                "no numbers; give --precision float32, or a lower --learning-rate, and another --out."
-            )
+        if trained is None:
+            return
+        scores = self._scores(model, job.stream("test", workers))
         by_first(lambda: commit(job, model, trained, scores, workers.world), workers)
+
+    def _scores(self, model: Baseline, stream: SequenceShards) -> NDArray[np.float64]:
+        """P(fake) of the clips of a split. Raises InputError where they are no numbers."""
+        job, workers = self._job, self._workers
+        scores = workers.from_first(predict(model, stream, precision=job.training.precision, workers=workers))
+        if wrong := int((~np.isfinite(scores)).sum()):
+            told = f"{wrong} of {len(scores)} {stream.split} clips have scores that are no numbers"
+            if job.is_trained:
+                raise InputError(f"{told}; give --precision float32, or a lower --learning-rate, in another run.")
+            assert job.weights is not None
+            raise InputError(
+                f"{told} with the weights of {job.weights.uri}; give another --checkpoint, or --precision float32, in "
+                "another run."
+            )
+        return scores
 
     def _as_it_is(self, model: Baseline) -> Trained:
         """A checkpoint: its threshold is chosen on dev."""
-        job, workers = self._job, self._workers
+        job = self._job
         assert job.weights is not None
-        stream = job.stream("dev", workers)
+        stream = job.stream("dev", self._workers)
         model.to(job.device)
-        scores = workers.from_first(predict(model, stream, precision=job.training.precision, workers=workers))
-        fake = stream.labels
+        scores, fake = self._scores(model, stream), stream.labels
         return Trained(auc(scores, fake), 0, best_threshold(scores, fake), [], self._seconds(), job.weights.sha256)
 
-    def _trained(self, model: Baseline) -> Trained:
-        """The model gets the weights of its best epoch, which are written."""
+    def _trained(self, model: Baseline) -> Trained | None:
+        """The model gets the weights of its best epoch, which are written; None where another driver's result stands
+        by then.
+        """
         job, workers = self._job, self._workers
         training = BaselineTraining(
             model,
@@ -152,18 +166,20 @@ class PartWorker:
         self._run_epochs(training)
         training.use_best()
 
-        def write() -> str:
+        def write() -> str | None:
             write_curves(job, training.rows)
             return write_network(job, training.best_weights())
 
         network = by_first(write, workers)
+        if network is None:
+            return None
         return Trained(
             training.best_auc, training.best_epoch, training.threshold(), training.rows, self._seconds(), network
         )
 
     def _load(self, training: BaselineTraining) -> None:
         """Go on from the state that stands, if it is one of this training."""
-        state = by_first(lambda: read_state(self._job.uri(STATE_NAME)), self._workers)
+        state = self._read_state()
         if state is None:
             return
         try:
@@ -171,6 +187,37 @@ class PartWorker:
         except SettingError:  # of an earlier version
             return
         self._before = float(state["seconds"])
+
+    def _read_state(self) -> dict[str, Any] | None:
+        """What the first worker finds: a state is large, so that each reads it by itself, not as a message of the
+        first. Where one of them cannot, or finds another, all end.
+        """
+        job, workers = self._job, self._workers
+        own: list[tuple[str, dict[str, Any]]] = []
+
+        def first() -> str | None:
+            own.extend(filter(None, [read_state(job)]))
+            return own[0][0] if own else None
+
+        expected = by_first(first, workers)
+        if expected is None:
+            return None
+        stop = None
+        if workers.rank > 0:
+            try:
+                first()
+            except STORAGE_ERRORS as error:
+                stop = end_the_run(error)
+            else:
+                if not own or own[0][0] != expected:
+                    stop = Stop(
+                        "run",
+                        f"worker {workers.rank} does not find the {job.uri(STATE_NAME)} that the first one has read, "
+                        "which every node must reach",
+                    )
+        if (agreed := agreed_stop(stop, workers)) is not None:
+            raise StopError(agreed)
+        return own[0][1]
 
     def _run_epochs(self, training: BaselineTraining) -> None:
         """Run the epochs that are left; states are saved when they are due, and at a stop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster.controls import GRID
 from cluster.evaluation import choose, network_uris
 from cluster.found_loop import StoredNetwork, read_network
-from cluster.runs import part_uris
+from cluster.runs import part_uris, read_search
 from data_prep import storage
 from data_prep.storage import InputError
 
@@ -17,6 +17,7 @@ def network_of(run: str | None, network: str | None) -> StoredNetwork:
     if network is not None:
         return read_network(storage.absolute(network))
     run_uri = storage.absolute(str(run))
+    read_search(run_uri)  # refuses what is none
     if parts := part_uris(run_uri):
         raise InputError(
             f"{run} is a run of several parts, each with its networks; give one as --run: {', '.join(parts.values())}."

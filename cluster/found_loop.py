@@ -267,6 +267,11 @@ def read_state(uri: str) -> dict[str, Any] | None:
         content = storage.read(uri)
     except FileNotFoundError:
         return None
+    return loaded_state(content)
+
+
+def loaded_state(content: bytes) -> dict[str, Any] | None:
+    """A state that `torch.save` has written, on the CPU; None if it cannot be read."""
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:  # the disk may have lost it, for which torch.load raises many kinds: the training begins anew

@@ -10,7 +10,7 @@ from cluster.audits import keep_audit
 from cluster.features import FeatureSource
 from cluster.network_files import NetworkJob
 from cluster.protocols import ProtocolConfig, own_split, part_uri, parts_of, protocol_settings, resplit
-from cluster.runs import find_config, open_run
+from cluster.runs import find_config, open_run, require_search
 from cluster.settings import GENOTYPES
 from data_prep import storage
 from data_prep.storage import InputError
@@ -122,6 +122,7 @@ def _require_same(run: str, standing: Mapping[str, Any] | None, content: Mapping
     """What `open_run` refuses, too, but not with whole genotypes in the sentence."""
     if standing is None:
         return
+    require_search(run, standing, "another --out")
     if not is_genotype_run(standing):
         raise InputError(f"{run} is the run of a search; give another --out, or 'stgs train {run}' without genotypes.")
     for name in ("genotypes", "seeds"):

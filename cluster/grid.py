@@ -32,7 +32,7 @@ from cluster.packing import (
     side_by_side,
     split_packs,
 )
-from cluster.runs import find_config, open_run
+from cluster.runs import find_config, open_run, require_search
 from cluster.search_loop import PackJob
 from cluster.settings import AUTO, GridConfig, Options, SearchSettings, settings_of
 from cluster.stopping import Stop
@@ -311,8 +311,10 @@ class _Settled:
 
 def _settle(run: str, config: GridConfig, source: FeatureSource, resume: bool) -> _Settled:
     """Raises InputError for settings that these clips, or the run that stands, do not allow."""
-    standing = find_config(run) if resume else None
+    standing = find_config(run)
     if standing is not None:
+        require_search(run, standing, "another --out")
+    if standing is not None and resume:
         config = grown(config, standing, run)
     settings = replace(config.settings, device=chosen_device(config.settings.device))
     for options in config.options():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cluster.attempts import Point
+from cluster.baseline_names import KIND
 from cluster.features import FeatureSource, Split
 from data_prep import storage
 from data_prep.storage import InputError
@@ -182,6 +183,10 @@ def read_network(uri: str) -> StoredNetwork:
         tensors = safetensors.torch.load(data)
     except (safetensors.SafetensorError, struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
         raise InputError(f"{uri} is no network that 'stgs train' wrote ({error}).") from None
+    if facts.get("kind") == KIND:
+        raise InputError(
+            f"{uri} is the network of a baseline, which only 'stgs baseline' uses; give one that 'stgs train' wrote."
+        )
     if facts.get("version") not in _READABLE:
         raise InputError(f"{uri} has version {facts.get('version')}, but this program reads {NETWORK_VERSION}.")
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_NEUTRAL)}
@@ -201,7 +206,8 @@ def network_facts(data: bytes) -> dict[str, Any]:
     """
     (size,) = struct.unpack("<Q", data[:8])
     content: dict[str, Any] = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][METADATA_KEY])
-    if content.get("version") == 1:
+    # A baseline's file counts its own versions.
+    if content.get("version") == 1 and content.get("kind") != KIND:
         genotype = genotype_from_dict(content["genotype"])
         content |= {"kind": FOUND, "repeat": 0, "length": genotype.length}
         content["features"] = {name: genotype.features[name] for name in genotype.used_features}

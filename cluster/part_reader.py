@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
@@ -23,6 +24,8 @@ FRAMES_AND_SPECTROGRAM = ("frames", "spectrogram")
 # Name of a part, and the rows that are wanted.
 Part = tuple[str, list[int]]
 Arrays = dict[str, NDArray[Any]]
+# Given a part's table and its URI: raises InputError for values that do not fit together. A function of a module.
+Check = Callable[[pa.Table, str], object]
 
 
 _REFUSED = "refused"
@@ -33,17 +36,23 @@ _checked: set[tuple[str, str]] = set()
 class RayReader:
     """Reads parts of the corpus at a URI: ahead, in the order given, in tasks beside the caller.
 
-    files: sha256 of every part, by name. columns: which are read.
+    files: sha256 of every part, by name. columns: which are read. check: of each part that is read.
     """
 
-    def __init__(self, corpus: str, files: Mapping[str, str], columns: Sequence[str] = FRAMES_AND_SPECTROGRAM) -> None:
-        self.corpus, self.files, self.columns = corpus, files, tuple(columns)
+    def __init__(
+        self,
+        corpus: str,
+        files: Mapping[str, str],
+        columns: Sequence[str] = FRAMES_AND_SPECTROGRAM,
+        check: Check | None = None,
+    ) -> None:
+        self.corpus, self.files, self.columns, self.check = corpus, files, tuple(columns), check
 
     def __call__(self, parts: Sequence[Part]) -> Iterator[Arrays]:
         """Blocks of any size with the wanted clips in order: `position` of the part among `parts`, int [n], and the
         columns, [n, ...]; of binary ones, `bytes` in an array of objects, [n].
 
-        Raises InputError for a part that is damaged, or was changed after it was written.
+        Raises InputError for a part that is damaged, was changed after it was written, or fails the check.
         """
         if not parts:  # a worker's share of a split with fewer parts than workers
             return
@@ -57,7 +66,7 @@ class RayReader:
         tasks = ray.data.TaskPoolStrategy(min(_AHEAD, len(items)))
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read_part,
-            fn_kwargs={"columns": self.columns},
+            fn_kwargs={"columns": self.columns, "check": self.check},
             batch_size=1,
             batch_format="numpy",
             num_cpus=0,
@@ -70,12 +79,14 @@ class RayReader:
             yield block
 
 
-def _read_part(item: Any, columns: Sequence[str] = FRAMES_AND_SPECTROGRAM) -> Arrays:
+def _read_part(item: Any, columns: Sequence[str] = FRAMES_AND_SPECTROGRAM, check: Check | None = None) -> Arrays:
     """The clips of one part that are wanted, or why it is refused: of an error, Ray hands on text amid its own."""
     position, uri, sha256, rows = json.loads(item["part"][0])
     unchecked = (uri, sha256) not in _checked
     try:
         table = boxes.read_table(uri, columns, sha256=sha256 if unchecked else None)
+        if check is not None:
+            check(table, uri)
     except CredentialsError:
         raise  # no fault of the part: the search goes on with another attempt
     except InputError as error:

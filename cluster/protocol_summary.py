@@ -24,6 +24,8 @@ METRICS = (
 """Measures of the found network that are told of every part, as evaluation/<data set>/metrics.json names them."""
 CATEGORIES = {f"auc_{category}": category for category in "BCD"}
 """Measures against the real clips A, and the category of the fakes: told where clips of it are tested."""
+AVERAGED = (FOLDS, METHOD)
+"""Protocols whose parts have a mean: those of others are tests of different kinds."""
 _SHOWN = {"auc": "AUC", "accuracy": "accuracy"}
 _VERSION = 2
 _METRICS_FILE = "/metrics.json"
@@ -39,8 +41,8 @@ def summary(run: str) -> dict[str, Any]:
     protocol: its name. parts: name -> split (its settings), datasets (name -> network, clips, subjects, METRICS and
     CATEGORIES, each an estimate {value, low, high, sentence}, and auc_by_method: forgery method -> estimate), sentence
     (why there are none, or null). over_parts: of folds and methods, data set -> measure -> {mean, deviation, count, of,
-    sentence}: over the parts that have a value, `count` of the `of` parts that were tested there; deviation is the
-    standard deviation (n - 1) of parts, no interval; null else. methods_over_parts: data set -> forgery method -> the
+    sentence}: over the parts that have a value, `count` of the `of` parts that are planned; deviation is the standard
+    deviation (n - 1) of parts, no interval; null else. methods_over_parts: data set -> forgery method -> the
     same of its AUC, of the parts that test it; null else. matrix: of cross, {datasets, cells}: train data set -> test
     data set -> {auc, accuracy, auc_B, ...}; null else.
 
@@ -53,8 +55,8 @@ def summary(run: str) -> dict[str, Any]:
     return {
         "protocol": name,
         "parts": parts,
-        "over_parts": over_parts(parts) if name in (FOLDS, METHOD) else None,
-        "methods_over_parts": methods_over_parts(parts) if name in (FOLDS, METHOD) else None,
+        "over_parts": over_parts(parts) if name in AVERAGED else None,
+        "methods_over_parts": methods_over_parts(parts) if name in AVERAGED else None,
         "matrix": _matrix(parts) if name == CROSS else None,
     }
 
@@ -110,7 +112,7 @@ def over_parts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Data set -> measure -> mean and deviation over the parts; parts, result: as in `summary`."""
     return {
         dataset: {
-            name: _mean([measured.get(name) for measured in tested])
+            name: _mean([measured.get(name) for measured in tested], planned=len(parts))
             for name in (*METRICS, *CATEGORIES)
             if name in METRICS or any(name in measured for measured in tested)
         }
@@ -124,7 +126,8 @@ def methods_over_parts(parts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for dataset, tested in _tested(parts).items():
         aucs = [measured["auc_by_method"] for measured in tested]
         methods = sorted({method for own in aucs for method in own})
-        found[dataset] = {method: _mean([own[method] for own in aucs if method in own]) for method in methods}
+        by_method = {method: [own[method] for own in aucs if method in own] for method in methods}
+        found[dataset] = {method: _mean(own, planned=len(own)) for method, own in by_method.items()}
     return found
 
 
@@ -137,20 +140,31 @@ def _tested(parts: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
-def _mean(estimates: Sequence[Estimate | None]) -> dict[str, Any]:
+def of_several_parts(over: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The data sets of `over_parts`, or none of null, on which more than one part has been measured."""
+    return {
+        dataset: measures
+        for dataset, measures in (over or {}).items()
+        if max(told["count"] for told in measures.values()) > 1
+    }
+
+
+def _mean(estimates: Sequence[Estimate | None], *, planned: int) -> dict[str, Any]:
+    """planned: the parts that are to have a value."""
     values = [estimate["value"] for estimate in estimates if estimate is not None and estimate["value"] is not None]
     sentence = None
     if not values:
         sentence = "no part has a value"
     elif len(values) == 1:
         sentence = "one part alone has no deviation"
-    elif len(values) < len(estimates):
-        sentence = f"{len(estimates) - len(values)} of {len(estimates)} parts have no value"
+    if values and len(values) < planned:
+        lacking = f"{planned - len(values)} of {planned} parts have no value"
+        sentence = lacking if sentence is None else f"{sentence}, and {lacking}"
     return {
         "mean": statistics.fmean(values) if values else None,
         "deviation": statistics.stdev(values) if len(values) > 1 else None,
         "count": len(values),
-        "of": len(estimates),
+        "of": planned,
         "sentence": sentence,
     }
 

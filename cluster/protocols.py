@@ -28,7 +28,7 @@ from cluster.protocol_splits import (
     split_from_dict,
 )
 from cluster.protocol_summary import summary, summary_rows, summary_text
-from cluster.runs import part_uri, part_uris, read_config, read_hints
+from cluster.runs import part_uri, part_uris, read_hints, read_search
 from cluster.settings import GridConfig, config_from_dict
 from data_prep.splits import SplitConfig
 from data_prep.storage import InputError
@@ -74,10 +74,10 @@ def open_parts(run_uri: str, features: str | None, manifest: str | None) -> dict
 
     features, manifest: as of `open_run_source`, whose errors it raises.
     """
-    parts = part_uris(run_uri)
+    content, parts = read_search(run_uri), part_uris(run_uri)
     if not parts:
         return {run_uri: open_run_source(run_uri, features, manifest)}
-    if "finetune" in read_config(run_uri):
+    if "finetune" in content:
         raise InputError(
             f"the parts of {run_uri} trained their own backbones, so that each has features of its own; give a part, "
             f"such as {next(iter(parts.values()))}, with its --features."
@@ -90,9 +90,9 @@ def open_run_source(run_uri: str, features: str | None, manifest: str | None) ->
 
     run_uri: an ordinary run, or one part. features, manifest: where they are now, None for where they were. A run that
     trained its backbones was searched on a corpus: its features are those that these backbones make of it. Raises
-    InputError where they are other ones, and for a run that has parts.
+    InputError where they are other ones, for a run that has parts, and for that of a baseline.
     """
-    content, hints = read_config(run_uri), read_hints(run_uri)
+    content, hints = read_search(run_uri), read_hints(run_uri)
     parts = part_uris(run_uri)
     if parts:
         raise InputError(

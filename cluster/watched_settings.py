@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from cluster.baseline_names import KIND
 from data_prep import storage
 from data_prep.storage import InputError
 
@@ -32,7 +33,7 @@ def watched_settings(run: str) -> WatchedSettings:
         raise InputError(f"{run}/config.yaml is damaged ({' '.join(str(error).split())}).") from None
     except UnicodeDecodeError:
         raise InputError(f"{run}/config.yaml is damaged (it is no text).") from None
-    is_baseline = _below(content, "config", "kind") == "baseline"
+    is_baseline = _below(content, "config", "kind") == KIND
     keys = ("training", "epochs") if is_baseline else ("settings", "search", "epochs")
     epochs, shuffles = _below(content, "config", *keys), _below(content, "config", "shuffles")
     parts = _below(content, "config", "protocol", "parts")

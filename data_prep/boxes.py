@@ -98,11 +98,11 @@ def read_meta(uri: str, kind: str) -> Meta:
     except (FileNotFoundError, NotADirectoryError):
         if storage.exists(storage.join(uri, PLAN_NAME)):
             raise InputError(f"{uri} is unfinished; run the command that makes it again to complete it.") from None
-        raise InputError(f"{uri} is no {kind}: it has no {META_NAME}; give the directory of a {kind}.") from None
+        raise InputError(f"{uri} is no {kind!r} box: it has no {META_NAME}; give the directory of one.") from None
     if content.get("version") != META_VERSION:
         raise InputError(f"{name} has version {content.get('version')!r}; this program reads {META_VERSION}.")
     if content.get("kind") != kind:
-        raise InputError(f"{uri} is a {content.get('kind')!r} box, not a {kind!r} one; give the directory of a {kind}.")
+        raise InputError(f"{uri} is a {content.get('kind')!r} box, but a {kind!r} one is needed; give its directory.")
     digest = content.get("digest")
     try:
         meta = Meta(**{key: value for key, value in content.items() if key not in ("version", "digest")})

@@ -86,7 +86,7 @@ def _sequence_rows(part: str, count: int) -> list[dict[str, Any]]:
     table = table.take(pa.array(_spread(range(table.num_rows), count), pa.int64()))
     plain = table.drop_columns(["video", "filter_banks"]).to_pylist()
     rows = []
-    for row, video, banks in zip(plain, *sequence_arrays(table), strict=True):
+    for row, video, banks in zip(plain, *sequence_arrays(table, part), strict=True):
         searched = len(row["face_score"])
         shown = (2 * np.arange(_SEQUENCE_FRAMES) + 1) * searched // (2 * _SEQUENCE_FRAMES)
         frames = video[(2 * shown + 1) * len(video) // (2 * searched)]

@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from data_prep import boxes
 from data_prep.filter_banks import STACKED_BANKS
 from data_prep.rejects import MOST_TIMEOUT_S
 from data_prep.storage import InputError
@@ -39,10 +38,9 @@ class SequenceConfig:
     """A crop's side is 1 + face_margin times the longer side of the face's box."""
     min_face_score: float = 0.9
     """A frame shows a face if the detector's score reaches this."""
-    faces_per_s: float = 2.5
-    """Faces are looked for so many times a second; in between, the face's box moves evenly."""
     min_face_share: float = 0.75
-    """A clip with a smaller share of those frames that show the face is rejected: no_face."""
+    """One frame every 0.375 s is searched for faces; a clip with a smaller share of these that show the face is
+    rejected: no_face."""
     min_face_size: int = 30
     """Smallest face that is searched for, in pixels after shrinking."""
     detect_max_side: int = 480
@@ -59,15 +57,13 @@ class SequenceConfig:
     """Seconds that decoding a clip may take; a slower one is rejected: timeout."""
 
     def __post_init__(self) -> None:
-        for name in ("faces_per_s", "min_face_size", "detect_max_side", "min_duration_s"):
+        for name in ("min_face_size", "detect_max_side", "min_duration_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}; give a number above 0.")
         if not 1 / FRAMES_PER_S <= self.max_seconds <= _MOST_SECONDS:
             raise InputError(
                 f"max_seconds is {self.max_seconds}; give seconds, {1 / FRAMES_PER_S} (one frame) to {_MOST_SECONDS:g}."
             )
-        if self.faces_per_s > FRAMES_PER_S:
-            raise InputError(f"faces_per_s is {self.faces_per_s}; give at most {FRAMES_PER_S}, every frame.")
         for name in ("silence_dbfs", "leading_silence_db"):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"{name} is {getattr(self, name)}; give a number of decibels.")
@@ -111,25 +107,30 @@ SEQUENCE_SCHEMA = pa.schema(
 """Columns of sequences: labels as in the manifest, then what `sequence_preparer.SequencePreparer` measured."""
 
 
-def sequence_arrays(table: pa.Table) -> tuple[list[np.ndarray], list[np.ndarray]]:
+ARRAY_COLUMNS = ("clip_id", "num_frames", "video", "filter_banks")
+"""What `sequence_arrays` reads."""
+
+
+def sequence_arrays(table: pa.Table, uri: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """(video, filter_banks) of each row, without a copy: uint8 [T, 3, 112, 112] and float32 [T, 104], read-only.
 
-    table: with the columns num_frames, video and filter_banks. Raises InputError if one has another size.
+    table: with the columns ARRAY_COLUMNS. uri: of its part, for errors. Raises InputError if a row has no frame, or
+    arrays of another size than its frames take.
     """
-    frames = boxes.column_to_numpy(table, "num_frames")
-    video = _arrays(table, "video", frames, np.dtype(np.uint8), (3, FRAME_SIZE, FRAME_SIZE))
-    return video, _arrays(table, "filter_banks", frames, np.dtype(np.float32), (STACKED_BANKS,))
+    video = _arrays(table, uri, "video", np.dtype(np.uint8), (3, FRAME_SIZE, FRAME_SIZE))
+    return video, _arrays(table, uri, "filter_banks", np.dtype(np.float32), (STACKED_BANKS,))
 
 
-def _arrays(
-    table: pa.Table, name: str, frames: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]
-) -> list[np.ndarray]:
+def _arrays(table: pa.Table, uri: str, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> list[np.ndarray]:
     frame_bytes = math.prod(shape) * dtype.itemsize
     arrays = []
-    for value, count in zip(table[name], frames, strict=True):
-        buffer = value.as_buffer()
-        if buffer is None or buffer.size != count * frame_bytes:
+    for clip_id, frames, value in zip(table["clip_id"], table["num_frames"], table[name], strict=True):
+        count, buffer = frames.as_py(), value.as_buffer()
+        if not count or count < 1 or buffer is None or buffer.size != count * frame_bytes:
             held = "nothing" if buffer is None else f"{buffer.size} bytes"
-            raise InputError(f"column {name!r} holds {held} of {count} frames; make the sequences again.")
+            raise InputError(
+                f"{uri}: {name} of clip {clip_id.as_py()!r} holds {held}, but {count} frames are told, of "
+                f"{frame_bytes} bytes each; prepare the sequences again into another --out."
+            )
         arrays.append(np.frombuffer(buffer, dtype).reshape(count, *shape))
     return arrays

@@ -31,6 +31,7 @@ from cluster.board import way_on
 from cluster.engines_train import WorkerGroup
 from cluster.limits import RunLimits, worker_range
 from cluster.protocol_splits import ProtocolConfig
+from cluster.runs import NAME_WORDS, is_run_name
 from cluster.session import connect
 from jobs.cli import COMPLETE, FAILED, PARTLY, STOPPED, Outcome, SessionOptions, UsageError, group, option, run_command
 from stgs.baselines import BASELINES, BaselineConfig
@@ -94,6 +95,7 @@ def run(config: BaselineJobConfig) -> Outcome:
             resume=config.resume,
             limits=config.limits,
             started=started,
+            place="--out" if config.run is None else "--name",
         )
     if result.stop is not None:
         return _stopped(result, parts)
@@ -105,8 +107,8 @@ def run_directory(options: Mapping[str, Any]) -> str:
     """Where the run of the baseline is. options: by name. Raises UsageError where nothing says so."""
     name = options["name"]
     if options["run"] is not None:
-        if name is not None and "/" in name:
-            raise UsageError(f"name is {name!r}, but it is one folder's; leave the / out.")
+        if name is not None and not is_run_name(name):
+            raise UsageError(f"name is {name!r}, but that of a folder in the --run has {NAME_WORDS}.")
         return baseline_uri(options["run"], name or options["model"])
     if options["manifest"] is None or options["out"] is None:
         missing = "manifest" if options["manifest"] is None else "out"
@@ -161,6 +163,9 @@ def _outcome(result: BaselineResult, parts: Sequence[PlannedPart], notes: Sequen
     payload = {
         "out": result.out,
         "model": found["model"],
+        "size": found["size"],
+        "max_seconds": found["max_seconds"],
+        "checkpoint": found["checkpoint"],
         "parts": found["parts"],
         "over_parts": found["over_parts"],
         "shuffled": found["shuffled"],

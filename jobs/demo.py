@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.audits import read_audit
-from cluster.baseline_results import WHOLE, compare
+from cluster.baseline_comparison import compare
+from cluster.baseline_names import WHOLE
 from cluster.controls import CONTROL_SEARCHES
 from cluster.runs import part_uri
 from cluster.session import connect

@@ -26,7 +26,7 @@ from jobs.report_cost import cost_section, cost_table, latency_table
 from jobs.report_curves import curves_section
 from jobs.report_facts import RunFacts, read_run
 from jobs.report_genotypes import genotypes_section
-from jobs.report_html import page, tag
+from jobs.report_html import page, plural, tag
 from jobs.report_paper import paper_section, table_2, table_3
 from jobs.report_pareto import pareto_section, pareto_table
 from jobs.report_probabilities import probabilities_section
@@ -140,7 +140,7 @@ def _report_baseline(config: ReportJobConfig, uri: str) -> Outcome:
     facts = read_baseline_run(uri)
     payload = _write(uri, baseline_page(facts), baseline_tables(facts))
     payload |= {"run": config.run, "model": facts.content["model"], "parts": list(facts.content["parts"])}
-    finished = f"{len(facts.parts)} finished trainings of {facts.content['model']}"
+    finished = f"{plural(len(facts.parts), 'finished training')} of {facts.content['model']}"
     return Outcome(payload, f"{finished}\n{_written(payload)}")
 
 

@@ -28,9 +28,8 @@ _NO_AUDIT = (
 _LOUD, _QUIET = 1, 0  # styles of a chart's rows
 
 
-def shortcuts_note(facts: RunFacts) -> Html | None:
+def shortcuts_note(audit: Mapping[str, Any]) -> Html | None:
     """For the page's first screen: which shortcuts and how many leaks there are; None where there are none."""
-    audit = facts.audit
     loud = loud_facts(audit.get("facts", {}), audit.get("tests", 0))
     lines = []
     for sure in (True, False):
@@ -53,12 +52,10 @@ def _is_doubt(leak: Mapping[str, Any]) -> bool:
     return str(leak["kind"]).endswith(("target_unknown", "method_perhaps_seen_in_training"))
 
 
-def _shortcuts_box(facts: RunFacts) -> Html | None:
+def _shortcuts_box(audit: Mapping[str, Any]) -> Html | None:
     """The sentences on shortcuts and leaks, set off from the text; None where there are none."""
-    leaks = [
-        f"{'LEAK, perhaps' if _is_doubt(leak) else 'LEAK'}: {leak['sentence']}" for leak in facts.audit.get("leaks", [])
-    ]
-    lines = [*facts.audit.get("shortcuts", []), *leaks]
+    leaks = [f"{'LEAK, perhaps' if _is_doubt(leak) else 'LEAK'}: {leak['sentence']}" for leak in audit.get("leaks", [])]
+    lines = [*audit.get("shortcuts", []), *leaks]
     return _box(lines) if lines else None
 
 
@@ -71,22 +68,35 @@ def _box(lines: Sequence[str], *below: Html) -> Html:
 def shortcuts_section(facts: RunFacts) -> Html:
     """Each fact of the clips, and how well it alone tells fakes from real ones."""
     audit = facts.audit
-    parts: list[object] = [_shortcuts_box(facts)]
-    if "facts" not in audit:
-        return section("shortcuts", "Shortcuts", parts, tag("p", _NO_AUDIT), _leak_words(facts))
-    parts.append(
-        tag(
-            "p",
-            f"The audit of the {plural(audit['clips'], 'clip')} of {plural(audit['subjects'], 'subject')}, of all "
-            "splits: the AUC, against the real clips, of a classifier that sees one fact of a clip and nothing else. "
-            "It is judged on subjects that it has not learnt from; the bounds are those of a 95 % bootstrap interval "
-            "over subjects. 0.5 is chance. What lies above, a detector can learn instead of faces and voices.",
-        )
+    parts: list[object] = [_shortcuts_box(audit)]
+    parts += audit_parts(audit) if "facts" in audit else [tag("p", _NO_AUDIT)]
+    return section("shortcuts", "Shortcuts", parts, _leak_words(facts))
+
+
+def sequences_section(audit: Mapping[str, Any] | None) -> Html:
+    """The same of a baseline's sequences. audit: of them, None where it is not known."""
+    if audit is None:
+        return section("shortcuts", "Shortcuts", tag("p", NO_SEQUENCES_AUDIT))
+    return section("shortcuts", "Shortcuts", _shortcuts_box(audit), audit_parts(audit))
+
+
+NO_SEQUENCES_AUDIT = (
+    "Which shortcuts the sequences have is not known: they, and the audit that 'stgs prepare' writes beside them, do "
+    "not lie any more where the baseline read them."
+)
+
+
+def audit_parts(audit: Mapping[str, Any]) -> list[object]:
+    """What an audit measured: in words, as a chart and as a table."""
+    words = (
+        f"The audit of the {plural(audit['clips'], 'clip')} of {plural(audit['subjects'], 'subject')}, of all "
+        "splits: the AUC, against the real clips, of a classifier that sees one fact of a clip and nothing else. "
+        "It is judged on subjects that it has not learnt from; the bounds are those of a 95 % bootstrap interval "
+        "over subjects. 0.5 is chance. What lies above, a detector can learn instead of faces and voices."
     )
-    parts += [tag("p", line) for line in conclusion(audit)]
     missing = tag("ul", [tag("li", line) for line in what_is_missing(audit)])
-    parts += [_facts_chart(audit), _facts_table(audit), missing, _leak_words(facts)]
-    return section("shortcuts", "Shortcuts", parts)
+    shown = [tag("p", line) for line in conclusion(audit)]
+    return [tag("p", words), *shown, _facts_chart(audit), _facts_table(audit), missing]
 
 
 def _leak_words(facts: RunFacts) -> Html | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from math import fsum
 from statistics import fmean, stdev
 from typing import Any
 
 from jobs.report_baseline_facts import BaselineFacts
+from jobs.report_baseline_remarks import list_of, remarks_part, short_count, shortcuts_part
 from jobs.report_baselines import (
     FOUND,
     OVER_PARTS_NOTE,
@@ -15,17 +17,14 @@ from jobs.report_baselines import (
     baseline_rows,
     comparison_words,
     found_seconds,
-    list_of,
     one_line,
-    published_html,
-    published_table,
-    remarks_part,
-    short_count,
+    seen_words,
     without_sentences,
 )
 from jobs.report_facts import Row, RunFacts
 from jobs.report_html import Html, count, duration, fold, fraction, section, tag
-from jobs.report_rows import MEASURED, p_value_words
+from jobs.report_published import published_part, published_table
+from jobs.report_rows import MEASURED
 from jobs.report_tables import Column, DataTable, value_of
 
 
@@ -39,12 +38,12 @@ def parts_baselines_table(parts: Mapping[str, RunFacts]) -> DataTable:
         Column(key="model", text=True),
         Column(key="auc", head=MEASURED["auc"]),
         Column(key="difference", head="found less baseline"),
-        Column(key="p_value", head="p-value", show=p_value_words),
-        Column(key="clips", head="on clips", show=count),
-        *(Column(key=key, head=MEASURED[key]) for key in SHOWN_MEASURES if key != "auc"),
-        *(Column(key=key, show=count) for key in ("parameters", "macs")),
-        Column(key="dev_auc", show=fraction),
+        Column(key="parameters", head="parameters", show=count),
+        Column(key="macs", head="MACs a clip", show=short_count),
         Column(key="seconds", head="device time", show=duration),
+        *(Column(key=key, head=MEASURED[key]) for key in SHOWN_MEASURES if key != "auc"),
+        Column(key="dev_auc", head="dev AUC", show=fraction),
+        *(Column(key=key) for key in ("p_value", "clips", "checkpoint")),
     )
     rows: list[Row] = []
     for name, part in parts.items():
@@ -62,23 +61,27 @@ def parts_baselines_table(parts: Mapping[str, RunFacts]) -> DataTable:
 
 
 def over_parts_baselines_table(parts: Mapping[str, RunFacts]) -> DataTable:
-    """Mean and standard deviation over the parts that a baseline has been tested on, once a data set."""
+    """Mean and standard deviation over the parts that a baseline has been tested on, once a data set; none of a
+    checkpoint, which may have been trained on test clips of some parts.
+    """
     columns = (
         Column(key="dataset", head="tested on", text=True),
         Column(key="name", head="network", text=True, show=one_line),
-        Column(key="count", head="parts"),
-        Column(key="parameters", head="parameters", show=count),
-        Column(key="macs", head="MACs a clip", show=short_count),
         *_mean_columns("auc", "AUC"),
         *_mean_columns("difference", "found less baseline", show=_signed),
+        Column(key="parameters", head="parameters", show=short_count),
+        Column(key="macs", head="MACs", show=short_count),
+        Column(key="seconds", head="device time", show=duration),
+        Column(key="count", head="parts"),
+        Column(key="differences", head="compared"),
         *_mean_columns("accuracy", "accuracy at 0.5"),
         *_mean_columns("accuracy_dev_threshold", "at dev threshold"),
         *_mean_columns("equal_error_rate", "EER"),
-        Column(key="seconds", head="device time", show=duration),
     )
     together: dict[tuple[Any, ...], list[Row]] = {}
     for row in parts_baselines_table(parts).rows:
-        together.setdefault((row["dataset"], row["name"]), []).append(row)
+        if not row.get("checkpoint"):
+            together.setdefault((row["dataset"], row["name"]), []).append(row)
     rows = []
     for (dataset, name), own in together.items():
         row = {"dataset": dataset, "name": name, "count": len(own)}
@@ -90,6 +93,8 @@ def over_parts_baselines_table(parts: Mapping[str, RunFacts]) -> DataTable:
             values = [value for one in own if (value := value_of(one.get(key))) is not None]
             row[f"{key}_mean"] = fmean(values) if values else None
             row[f"{key}_deviation"] = stdev(values) if len(values) > 1 else None
+            if key == "difference" and name != FOUND:
+                row["differences"] = len(values)
         rows.append(row)
     return DataTable("baselines_over_parts", columns, rows)
 
@@ -113,7 +118,8 @@ def parts_baselines_section(parts: Mapping[str, RunFacts], *, averaged: bool) ->
     baselines = {one.uri: one for part in parts.values() for one in part.baselines}
     if not baselines:
         return None
-    shown: list[object] = [tag("p", _NOTE, class_="soft")]
+    seen = seen_words(next(part for part in parts.values() if part.baselines))
+    shown: list[object] = [tag("p", f"{_NOTE} {seen}", class_="soft")]
     over = over_parts_baselines_table(parts)
     if averaged and over.rows:
         shown += [tag("h3", "Mean and standard deviation over the parts"), over.html()]
@@ -123,9 +129,9 @@ def parts_baselines_section(parts: Mapping[str, RunFacts], *, averaged: bool) ->
         shown.append(fold("Each difference in words", list_of(_in_words(parts))))
     else:
         shown.append(tag("p", "There is nothing to compare yet: no part of them has been tested on both sides."))
-    shown.append(remarks_part(_as_whole(baselines.values(), parts)))
-    published = parts_published_table(parts)
-    return section("baselines", "Baselines", shown, published_html(published) if published.rows else None)
+    whole = _as_whole(baselines.values(), parts)
+    shown += [remarks_part(whole), shortcuts_part(whole), published_part(whole)]
+    return section("baselines", "Baselines", shown)
 
 
 _NOTE = (
@@ -143,9 +149,7 @@ def _as_whole(baselines: Iterable[BaselineFacts], parts: Mapping[str, RunFacts])
         shown = [
             name for part in parts.values() for one in part.baselines if one.uri == baseline.uri for name in one.shown
         ]
-        whole.append(
-            BaselineFacts(baseline.uri, baseline.content, baseline.parts, None, list(dict.fromkeys(shown)), {})
-        )
+        whole.append(replace(baseline, run_part=None, shown=list(dict.fromkeys(shown)), comparisons={}))
     return whole
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.baseline_remarks import seconds_words
 from cluster.protocol_splits import PROTOCOL_KEY
+from cluster.protocol_summary import of_several_parts
+from jobs.report_audit import sequences_section, shortcuts_note
+from jobs.report_baseline_commands import baseline_commands
 from jobs.report_baseline_curves import curves_html
+from jobs.report_baseline_remarks import short_count, shuffled_words, weights_words
 from jobs.report_baseline_tables import (
     BaselineRunFacts,
     by_category_table,
@@ -17,22 +23,11 @@ from jobs.report_baseline_tables import (
     shuffles_table,
     wrong_table,
 )
-from jobs.report_baselines import OVER_PARTS_NOTE, published_html, published_table, shuffled_words, weights_words
+from jobs.report_baselines import OVER_PARTS_NOTE
 from jobs.report_facts import leaves
-from jobs.report_html import (
-    Html,
-    count,
-    duration,
-    facts_table,
-    fold,
-    fraction,
-    page,
-    plural,
-    section,
-    tag,
-    text_of,
-)
+from jobs.report_html import Html, duration, facts_table, fold, fraction, page, plural, section, tag, text_of
 from jobs.report_over_parts import mean_words
+from jobs.report_published import published_part
 from jobs.report_roc import FALSE_POSITIVES, RocLine, drawable, mean_roc, roc_figure
 from jobs.report_rows import MEASURED_NOTE
 from jobs.report_scores import dots_figure
@@ -48,12 +43,13 @@ def baseline_page(facts: BaselineRunFacts) -> str:
         "ROC curves": _roc(facts),
         "How the training went": curves_html(facts.curves),
         "Most wrong clips": _wrong(facts),
+        "Shortcuts": sequences_section(facts.baseline.sequences.audit),
         "Settings": _settings(facts),
     }
-    anchors = ("summary", "parts", "scores", "roc", "curves", "wrong", "settings")
+    anchors = ("summary", "parts", "scores", "roc", "curves", "wrong", "shortcuts", "settings")
     links = [tag("a", name, href=f"#{anchor}") for name, anchor in zip(sections, anchors, strict=True)]
-    head = tag("header", tag("h1", f"Baseline {facts.content['model']}: {facts.name}"), tag("nav", links))
-    return page(f"{facts.name}: report", _warning(facts), head, list(sections.values()))
+    head = tag("header", tag("h1", f"Baseline {facts.baseline.title}"), tag("nav", links))
+    return page(f"{facts.baseline.name}: report", _warning(facts), head, list(sections.values()))
 
 
 def _warning(facts: BaselineRunFacts) -> Html | None:
@@ -70,67 +66,80 @@ def _warning(facts: BaselineRunFacts) -> Html | None:
 
 
 def _summary(facts: BaselineRunFacts) -> Html:
-    parts, tested = facts.content["parts"], facts.tested
-    missing = {name: told["sentence"] for name, told in parts.items() if told["sentence"] is not None}
-    one = next(iter(tested.values()), None)
-    what = f"The baseline {facts.content['model']}"
-    if one is not None:
-        what += (
-            f": {count(one['parameters'])} parameters, {count(one['macs'])} multiply-accumulates (MACs) for a clip of "
-            f"{one['frames_of_macs']} frames"
-        )
-    trainings = f"{len(tested)} of {plural(len(parts), 'part')} finished" if missing else plural(len(parts), "part")
-    seconds = math.fsum(metrics["device_seconds"] for metrics in facts.parts.values())
-    shuffles = len(facts.parts) - len(tested)
-    cost = f"{duration(seconds)} of device time for {plural(len(facts.parts), 'training')}"
-    cost += f", {shuffles} of them with shuffled labels." if shuffles else "."
+    parts = facts.content["parts"]
     glance: dict[str, object] = {
-        "What it is": f"{what}; {trainings}.",
+        "What it is": _what_it_is(facts),
         "How good it is": [tag("div", line) for line in _how_good(facts)],
         "How sure that is": _how_sure(facts),
-        "What it cost": cost if facts.parts else "Not known: no part is finished.",
+        "What it cost": _cost(facts),
     }
-    lines = [f"{name}: {sentence}." for name, sentence in missing.items()]
+    lines = [f"{name}: {told['sentence']}." for name, told in parts.items() if told["sentence"] is not None]
     lacks = tag(
         "div", tag("h3", "What this run lacks"), tag("ul", [tag("li", line) for line in lines]), class_="caveats"
     )
-    published = published_table([facts.content["model"]])
-    weights = [tag("p", f"{line[0].upper()}{line[1:]}") for line in weights_words(list(tested.values()))]
+    weights = [tag("p", f"{line[0].upper()}{line[1:]}") for line in weights_words(list(facts.tested.values()))]
     return section(
         "summary",
         "Summary",
         facts_table(glance),
         lacks if lines else None,
         weights,
-        published_html(published) if published.rows else None,
+        shortcuts_note(facts.baseline.sequences.audit or {}),
+        published_part([facts.baseline]),
     )
+
+
+def _what_it_is(facts: BaselineRunFacts) -> str:
+    parts, tested = facts.content["parts"], facts.tested
+    words = f"The baseline {facts.baseline.model}"
+    one = next(iter(tested.values()), None)
+    if one is not None:
+        words += (
+            f": {short_count(one['parameters'])} parameters, {short_count(one['macs'])} multiply-accumulates (MACs) "
+            f"for a clip of {one['frames_of_macs']} frames"
+        )
+    told = (facts.content["size"], seconds_words(facts.content["max_seconds"]))
+    lacking = any(part["sentence"] is not None for part in parts.values())
+    trainings = f"{len(tested)} of {plural(len(parts), 'part')} finished" if lacking else plural(len(parts), "part")
+    return f"{'; '.join([words, *filter(None, told), trainings])}."
+
+
+def _cost(facts: BaselineRunFacts) -> str:
+    if not facts.parts:
+        return "Not known: no part is finished."
+    seconds = math.fsum(metrics["device_seconds"] for metrics in facts.parts.values())
+    shuffles = len(facts.parts) - len(facts.tested)
+    what = "part" if facts.content["checkpoint"] else "training"
+    cost = f"{duration(seconds)} of device time for {plural(len(facts.parts), what)}"
+    return f"{cost}, {shuffles} of them with shuffled labels." if shuffles else f"{cost}."
 
 
 def _how_good(facts: BaselineRunFacts) -> list[str]:
     lines = []
+    over = of_several_parts(facts.content["over_parts"])
     for dataset in facts.datasets:
-        own = {
-            name: metrics["datasets"][dataset]
-            for name, metrics in facts.tested.items()
-            if dataset in metrics["datasets"]
-        }
-        if len(own) == 1:
-            ((name, told),) = own.items()
-            where = dataset if len(facts.tested) == 1 else f"{name}, tested on {dataset}"
-            lines.append(
-                f"{where}: AUC {estimate_words(told['network']['auc'])} on {plural(told['clips'], 'test clip')} of "
-                f"{plural(told['subjects'], 'subject')}; accuracy {estimate_words(told['network']['accuracy'])} at "
-                "P(fake) = 0.5."
-            )
+        if dataset in over:
+            auc, accuracy = over[dataset]["auc"], over[dataset]["accuracy"]
+            lines.append(f"{dataset}: mean AUC {mean_words(auc)}, accuracy {mean_words(accuracy)}.")
             continue
-        over = facts.content["over_parts"][dataset]
-        lines.append(f"{dataset}: mean AUC {mean_words(over['auc'])}, accuracy {mean_words(over['accuracy'])}.")
+        for name, metrics in facts.tested.items():
+            if dataset in metrics["datasets"]:
+                where = dataset if len(facts.tested) == 1 else f"{name}, tested on {dataset}"
+                lines.append(f"{where}: {_tested_words(metrics['datasets'][dataset])}")
     return lines or ["Not known: no part is finished."]
+
+
+def _tested_words(told: Mapping[str, Any]) -> str:
+    return (
+        f"AUC {estimate_words(told['network']['auc'])} on {plural(told['clips'], 'test clip')} of "
+        f"{plural(told['subjects'], 'subject')}; accuracy {estimate_words(told['network']['accuracy'])} at "
+        "P(fake) = 0.5."
+    )
 
 
 def _how_sure(facts: BaselineRunFacts) -> str:
     told = ["Bounds are those of 95 % bootstrap intervals over the test subjects of a part."]
-    if len(facts.tested) > 1:
+    if of_several_parts(facts.content["over_parts"]):
         told.append(OVER_PARTS_NOTE)
     shuffled = shuffled_words(facts.content)
     return " ".join([*told, f"{shuffled[0].upper()}{shuffled[1:]}"])
@@ -172,7 +181,7 @@ def _roc(facts: BaselineRunFacts) -> Html:
             name: told["network"] for name, told in own.items() if told and drawable(told["network"].get("roc"))
         }
         lines: list[RocLine] = []
-        if len(networks) > 1:
+        if len(networks) > 1 and facts.content["over_parts"] is not None:
             mean = mean_roc([network["roc"] for network in networks.values()])
             lines.append((f"mean of {len(networks)} parts", FALSE_POSITIVES.tolist(), mean.tolist()))
         lines += [
@@ -205,20 +214,24 @@ def _wrong(facts: BaselineRunFacts) -> Html:
 
 
 def _settings(facts: BaselineRunFacts) -> Html:
-    settings = {name: text_of(value) for name, value in leaves(_without_parts(facts.config))}
-    hints = {name: text_of(value) for name, value in leaves(facts.hints)}
+    settings = {name: text_of(value) for name, value in leaves(_without_parts(facts.baseline.config))}
+    hints = {name: text_of(value) for name, value in leaves(facts.baseline.hints)}
     environment = dict(facts.environment)
     versions = environment.pop("versions", None) or {}
     shown = {name: text_of(value) for name, value in environment.items() if value}
     shown["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     devices = dict.fromkeys(str(metrics["device"]) for metrics in facts.parts.values())
     shown["device of the training"] = ", ".join(devices) or "not known yet"
+    report = shlex.join(["stgs", "report", facts.baseline.uri])
     digests: dict[str, object] = {}
     for part, metrics in facts.parts.items():
         digests |= {f"{part}: {name}": tag("code", digest) for name, digest in metrics["digests"].items()}
     return section(
         "settings",
-        "Settings",
+        "Settings and how to repeat it",
+        tag("h3", "Commands"),
+        tag("pre", tag("code", "\n".join([*baseline_commands([facts.baseline]), report]))),
+        tag("h3", "Settings"),
         facts_table({**settings, **hints}),
         tag("h3", "Versions and hardware"),
         facts_table(shown),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from cluster.baseline_results import read_parts, summary
 from cluster.evaluation import MIXED
-from cluster.protocol_summary import METRICS
+from cluster.protocol_summary import METRICS, of_several_parts
 from cluster.run_json import read_object
-from cluster.runs import part_uri, read_config, read_hints
+from cluster.runs import part_uri
 from data_prep import boxes, storage
-from jobs.report_baselines import published_table
+from jobs.report_baseline_facts import BaselineFacts, read_baseline
 from jobs.report_html import count, duration, fraction
 from jobs.report_over_parts import by_category_of, by_method_of, over_parts_of
+from jobs.report_published import published_table
 from jobs.report_rows import MEASURED
 from jobs.report_tables import Column, DataTable
 from jobs.report_wrong import WRONG_COLUMNS
@@ -24,22 +24,23 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class BaselineRunFacts:
-    """content: of `cluster.baseline_results.summary`. parts: name -> metrics.json of the finished parts, those with
-    shuffled labels included. curves: part -> rows of its epochs, of those without shuffled labels that have any.
+    """baseline: what is known of it alone. environment: of its environment.json. curves: part -> rows of its epochs, of
+    those without shuffled labels that have any.
     """
 
-    uri: str
-    config: Mapping[str, Any]
-    hints: Mapping[str, Any]
+    baseline: BaselineFacts
     environment: Mapping[str, Any]
-    content: Mapping[str, Any]
-    parts: Mapping[str, Mapping[str, Any]]
-    curves: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[Row]]
 
     @property
-    def name(self) -> str:
-        """The last part of its directory."""
-        return self.uri.rstrip("/").rsplit("/", 1)[-1]
+    def content(self) -> Mapping[str, Any]:
+        """Of `cluster.baseline_results.summary`."""
+        return self.baseline.content
+
+    @property
+    def parts(self) -> Mapping[str, Mapping[str, Any]]:
+        """Name -> metrics.json of the finished parts, those with shuffled labels included."""
+        return self.baseline.parts
 
     @property
     def tested(self) -> dict[str, Mapping[str, Any]]:
@@ -55,23 +56,15 @@ class BaselineRunFacts:
 
 def read_baseline_run(uri: str) -> BaselineRunFacts:
     """Read a baseline run. Raises InputError where there is none, or where one of its files is damaged."""
-    content = summary(uri)
+    baseline = read_baseline(uri)
     curves = {}
-    for name in content["parts"]:
+    for name in baseline.content["parts"]:
         try:
             curves[name] = boxes.read_table(storage.join(part_uri(uri, name), "curves.parquet")).to_pylist()
         except FileNotFoundError:  # it has not ended an epoch, or was not trained here
             continue
     environment = read_object(storage.join(uri, "environment.json"))
-    return BaselineRunFacts(
-        uri,
-        read_config(uri),
-        read_hints(uri),
-        environment,
-        content,
-        read_parts(uri),
-        {name: rows for name, rows in curves.items() if rows},
-    )
+    return BaselineRunFacts(baseline, environment, {name: rows for name, rows in curves.items() if rows})
 
 
 def baseline_tables(facts: BaselineRunFacts) -> list[DataTable]:
@@ -83,7 +76,7 @@ def baseline_tables(facts: BaselineRunFacts) -> list[DataTable]:
         by_category_table(facts),
         by_method_table(facts),
         wrong_table(facts),
-        published_table([facts.content["model"]]),
+        published_table([facts.baseline.model]),
     ]
 
 
@@ -111,7 +104,7 @@ def parts_table(facts: BaselineRunFacts) -> DataTable:
 
 def over_parts_table(facts: BaselineRunFacts) -> DataTable:
     """Mean and standard deviation of each measure, and of the AUC by method, where several parts test a data set."""
-    over = {name: told for name, told in facts.content["over_parts"].items() if told["auc"]["of"] > 1}
+    over = of_several_parts(facts.content["over_parts"])
     return over_parts_of(over, {name: facts.content["methods_over_parts"][name] for name in over})
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.baseline_remarks import checkpoint_of
 from cluster.controls import GRID
 from jobs.report_backbone_cost import backbone_cost
 from jobs.report_baseline_facts import BaselineFacts
+from jobs.report_baseline_remarks import list_of, remarks_part, short_count, shortcuts_part
 from jobs.report_facts import Reading, Row, RunFacts
 from jobs.report_html import Html, count, duration, fraction, plural, section, tag
-from jobs.report_rows import MEASURED, against_zero, p_value_words
+from jobs.report_published import published_part, published_table
+from jobs.report_rows import MEASURED, against_zero
 from jobs.report_scores import dots_figure
-from jobs.report_summary import chance_words, difference_words
 from jobs.report_tables import Column, DataTable, value_of
-from stgs.baselines import BASELINES
+from jobs.report_verdicts import difference_words
 
 FOUND, BACKBONES, BASELINE = "found network", "backbones", "baseline"
 SHOWN_MEASURES = ("auc", "accuracy", "accuracy_dev_threshold", "equal_error_rate")
@@ -41,7 +43,7 @@ def baselines_section(facts: RunFacts) -> Html:
             parts.append(tag("p", f"No baseline has been tested on clips of {reading.dataset} yet."))
     if not facts.tested:
         parts.append(tag("p", _NOT_TESTED))
-    parts += [remarks_part(facts.baselines), published_part(facts.baselines)]
+    parts += [remarks_part(facts.baselines), shortcuts_part(facts.baselines), published_part(facts.baselines)]
     return section("baselines", "Baselines", parts)
 
 
@@ -60,11 +62,22 @@ def _note(facts: RunFacts) -> str:
     words += ": these have a row of their own." if backbone_cost(facts.provenance) else ", whose size no file names."
     searched = plural(len(facts.main.rows), "searched point")
     found = f"the search ({searched}) and training" if facts.searched else "training"
+    words += f" {seen_words(facts)}"
     return (
         f"{words} Device time: for the found network that of {found}, without its features; for a baseline that of "
         "training it. The difference is the found network's AUC less the baseline's on the clips that both scored, "
         "with a 95 % bootstrap interval over subjects and the p-value of exchanging ranks subject by subject."
     )
+
+
+def seen_words(facts: RunFacts) -> str:
+    """What of a clip the found network and the baselines see."""
+    window = facts.provenance.get("corpus", {}).get("window_s")
+    seconds = {baseline.content["max_seconds"] for baseline in facts.baselines}
+    most = " or ".join(f"{value:g}\u00a0s" for value in sorted(value for value in seconds if value is not None))
+    ours = "one window of a clip" + (f" ({window:g}\u00a0s)" if window else "")
+    limit = f"up to {most}{', as far as that is known' if None in seconds else ''}" if most else "up to some limit"
+    return f"The found network sees {ours}, a baseline the whole clip, {limit}: it also meets the clip's length."
 
 
 def baselines_table(facts: RunFacts) -> DataTable:
@@ -77,17 +90,16 @@ def baselines_table(facts: RunFacts) -> DataTable:
         Column(key="part", text=True),
         Column(key="macs_of", text=True),
         Column(key="device", text=True),
-        Column(key="parameters", head="parameters", show=count),
-        Column(key="macs", head="MACs a clip", show=short_count),
         Column(key="auc", head=MEASURED["auc"]),
         Column(key="difference", head="found less baseline"),
-        Column(key="p_value", head="p-value", show=p_value_words),
-        Column(key="clips", head="on clips", show=count),
+        Column(key="parameters", head="parameters", show=count),
+        Column(key="macs", head="MACs a clip", show=short_count),
+        Column(key="seconds", head="device time", show=duration),
         Column(key="accuracy", head=MEASURED["accuracy"]),
         Column(key="accuracy_dev_threshold", head=MEASURED["accuracy_dev_threshold"]),
         Column(key="equal_error_rate", head=MEASURED["equal_error_rate"]),
         Column(key="dev_auc", head="dev AUC", show=fraction),
-        Column(key="seconds", head="device time", show=duration),
+        *(Column(key=key) for key in ("p_value", "clips", "checkpoint")),
     )
     rows = [row for reading in facts.tested for row in _rows(facts, reading)]
     return DataTable("baselines", columns, rows)
@@ -96,14 +108,6 @@ def baselines_table(facts: RunFacts) -> DataTable:
 def one_line(text: object) -> Html:
     """A text that is not broken."""
     return tag("span", text, style="white-space:nowrap")
-
-
-def short_count(value: float) -> str:
-    """A large number in three digits, such as 21.4 G."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return count(value)
 
 
 def frames_words(baselines: Sequence[BaselineFacts]) -> str:
@@ -178,6 +182,7 @@ def baseline_rows(baseline: BaselineFacts, dataset: str) -> list[Row]:
                 "p_value": difference.get("p_value"),
                 "clips": compared["clips"],
                 **{key: metrics[key] for key in ("parameters", "macs", "dev_auc", "device")},
+                "checkpoint": checkpoint_of(metrics) is not None,
                 "seconds": metrics["device_seconds"],
             }
         )
@@ -189,7 +194,8 @@ def _chart(facts: RunFacts, reading: Reading) -> Html | None:
     for baseline in facts.baselines:
         for part in baseline.shown:
             told = baseline.parts[part]["datasets"].get(reading.dataset)
-            if told is not None:
+            # What a checkpoint was trained on is not known, so that its AUC is not shown among the others.
+            if told is not None and checkpoint_of(baseline.parts[part]) is None:
                 measured[baseline.part_name(part)] = told["network"]["auc"]
     chart = dots_figure(measured, f"AUC on test ({reading.dataset}) of the found network and of baselines")
     return None if chart is None else tag("div", chart, style="max-width:600px")
@@ -206,14 +212,6 @@ def _comparisons(facts: RunFacts, reading: Reading) -> list[tuple[str, str]]:
     return lines
 
 
-def list_of(lines: Sequence[tuple[str, str]]) -> Html:
-    """Names and what is said of them, a sentence that holds for several once."""
-    together: dict[str, list[str]] = {}
-    for name, words in lines:
-        together.setdefault(words, []).append(name)
-    return tag("ul", [tag("li", f"{'; '.join(names)}: {words}") for words, names in together.items()])
-
-
 def comparison_words(compared: Mapping[str, Any]) -> str:
     """What `cluster.baseline_results.compare` says, in words."""
     difference = compared["difference"]
@@ -228,99 +226,6 @@ def comparison_words(compared: Mapping[str, Any]) -> str:
     return f"{words}{f': the interval {where}' if where else ''}.{notes}"
 
 
-def remarks_part(baselines: Sequence[BaselineFacts]) -> Html:
-    """What a reader has to know of baselines, under its heading."""
-    lines = [line for baseline in baselines for line in remarks(baseline)]
-    return tag("div", tag("h3", "What is to be said of them"), list_of(lines))
-
-
-def remarks(baseline: BaselineFacts) -> list[tuple[str, str]]:
-    """What a reader has to know of a baseline, each time with its name: what is missing, where its weights come from,
-    and its controls.
-    """
-    wanted, content = baseline.run_part, baseline.content
-    lines = []
-    if wanted is not None and not baseline.shown and wanted not in content["parts"]:
-        lines.append(f"it has no part {wanted} and no other one of the same splits.")
-    for part, told in content["parts"].items():
-        if told["sentence"] is not None and wanted in (None, part):
-            lines.append(f"part {part} has no result: {told['sentence']}.")
-    lines += weights_words([baseline.parts[part] for part in baseline.shown])
-    lines.append(shuffled_words(content))
-    return [(baseline.name, line) for line in lines]
-
-
-def weights_words(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where the weights of some parts come from, where that is not chance; each sentence once."""
-    lines = []
-    for metrics in parts:
-        weights = metrics.get("weights") or {}
-        if weights.get("checkpoint"):
-            lines.append(f"its weights are those of the checkpoint {_file(weights['checkpoint'])}, not trained here.")
-        elif isinstance(weights.get("initial"), Mapping):
-            lines.append(f"its training began with the weights of {_file(weights['initial'])}.")
-    return list(dict.fromkeys(lines))
-
-
-def _file(weights: Mapping[str, Any]) -> str:
-    counts = [
-        f"{len(weights[key])} {words}"
-        for key, words in _LOADED.items()
-        if isinstance(weights.get(key), list) and weights[key]
-    ]
-    return f"{weights.get('file')} ({', '.join(counts)})" if counts else str(weights.get("file"))
-
-
-_LOADED = {"missing": "arrays missing", "left_over": "left over", "adapted": "adapted"}
-
-
-def shuffled_words(content: Mapping[str, Any]) -> str:
-    """What the shuffled labels of a baseline say. content: its summary."""
-    shuffled, unfinished = content["shuffled"], content["unfinished_shuffles"]
-    if shuffled is None and not unfinished:
-        return "shuffled labels were not tried."
-    words = []
-    if shuffled is not None:
-        told = chance_words(shuffled)
-        words.append(f"{told[0].lower()}{told[1:]} Their mean test AUC is {fraction(shuffled['mean'])}.")
-    if unfinished:
-        words.append(f"{plural(unfinished, 'training')} with shuffled labels without a result.")
-    return " ".join(words)
-
-
-def published_table(models: Sequence[str]) -> DataTable:
-    """What the authors of some models report, on data of their own."""
-    columns = (
-        Column(key="model", head="model", text=True),
-        Column(key="source", head="published in", text=True),
-        Column(key="data", head="on other data", text=True),
-        Column(key="auc", head="AUC", show=lambda value: fraction(value, 4)),
-        Column(key="accuracy", head="accuracy", show=lambda value: fraction(value, 4)),
-    )
-    known = {model: BASELINES[model].published for model in dict.fromkeys(models) if model in BASELINES}
-    rows = [
-        {"model": model, "source": told.source, "data": told.data, "auc": told.auc, "accuracy": told.accuracy}
-        for model, told in known.items()
-        if told is not None
-    ]
-    return DataTable("published_baselines", columns, rows)
-
-
 def run_published_table(facts: RunFacts) -> DataTable:
     """What the authors of the run's baselines report."""
     return published_table([baseline.model for baseline in facts.baselines])
-
-
-def published_part(baselines: Sequence[BaselineFacts]) -> Html | None:
-    """The published figures under their own heading; None where there are none."""
-    data = published_table([baseline.model for baseline in baselines])
-    return published_html(data) if data.rows else None
-
-
-def published_html(data: DataTable) -> Html:
-    """A `published_table` under its heading."""
-    note = (
-        "Published, on other data: with its authors' clips, folds and machines. These figures are context, and never "
-        "in one ranking with those above."
-    )
-    return tag("div", tag("h3", "Published figures"), tag("p", note, class_="soft"), data.html(sortable=False))

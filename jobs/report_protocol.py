@@ -21,6 +21,7 @@ from jobs.report_paper import datasets_of, mark, table_4
 from jobs.report_rows import MEASURED, MEASURED_NOTE, network_words
 from jobs.report_summary import chance_warning, searched_words
 from jobs.report_tables import Column, DataTable, estimate_words
+from jobs.report_verdicts import baseline_verdicts_of_parts
 from stgs.genotype import genotype_from_dict
 
 _PROTOCOLS = {
@@ -163,6 +164,7 @@ def _how_sure(facts: ProtocolFacts) -> str:
         told.append(f"Shuffled labels end at chance in all {len(tried)} tests of parts.")
     else:
         told.append("Shuffled labels were not tried, so that nothing rules out a leak.")
+    told += baseline_verdicts_of_parts({name: part.baselines for name, part in facts.parts.items()})
     return " ".join(told)
 
 

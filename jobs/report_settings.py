@@ -13,15 +13,15 @@ from data_prep.damages import DAMAGES
 from jobs.evaluate import EvaluateJobConfig
 from jobs.extract import ExtractJobConfig
 from jobs.grid import GridJobConfig
-from jobs.options import options_of
 from jobs.prepare import PrepareJobConfig
+from jobs.report_baseline_commands import baseline_commands
+from jobs.report_commands import command_line
 from jobs.report_facts import RunFacts, leaves
 from jobs.report_html import Html, facts_table, fold, section, tag, text_of
 from jobs.search import SearchJobConfig
 from jobs.train import TrainJobConfig
 from stgs.backbones import SENSES
 
-_COMMAND_COLUMNS = 110
 # What a run's config.yaml holds beside the settings of its search.
 _NO_SEARCH_SETTINGS = ("backbones", "finetune", PROTOCOL_KEY, SPLIT_KEY)
 _DIGESTS = ("features_digest", "manifest_digest", "split_digest")
@@ -91,9 +91,9 @@ def commands(facts: RunFacts) -> list[str]:
     trained = "finetune" in facts.main.config
     if corpus:
         out = features if trained else "CORPUS"
-        lines.append(_command("prepare", PrepareJobConfig, {"manifest": manifest, "out": out, **corpus}))
+        lines.append(command_line("prepare", PrepareJobConfig, {"manifest": manifest, "out": out, **corpus}))
     if "visual" in backbones and not trained:
-        lines.append(_command("extract", ExtractJobConfig, {"corpus": "CORPUS", "out": features, **backbones}))
+        lines.append(command_line("extract", ExtractJobConfig, {"corpus": "CORPUS", "out": features, **backbones}))
     if facts.searched:
         lines += _search_commands(facts)
     if facts.readings or not facts.searched:
@@ -104,9 +104,11 @@ def commands(facts: RunFacts) -> list[str]:
             values = {"run": facts.whole, "resamples": resamples, **_where_features(facts)}
             values["latency"] = facts.latency is not None
             values |= _damaged(facts)
-            lines.append(_command("evaluate", EvaluateJobConfig, values))
+            lines.append(command_line("evaluate", EvaluateJobConfig, values))
             break  # one command reads the test clips of every data set
-    return [*lines, shlex.join(["stgs", "report", facts.uri])]
+    elsewhere = [baseline.uri for baseline in facts.baselines if not baseline.is_of(facts.uri, facts.whole)]
+    shown = ["--baselines", *elsewhere] if elsewhere else []
+    return [*lines, *baseline_commands(facts.baselines), shlex.join(["stgs", "report", facts.uri, *shown])]
 
 
 def _damaged(facts: RunFacts) -> dict[str, Any]:
@@ -141,13 +143,13 @@ def _search_commands(facts: RunFacts) -> list[str]:
         point = facts.main.grid.points()[0]
         single = {"temperature": point.temperature, "num_samples": point.num_samples, "estimator": point.estimator}
         settings |= {**single, "seed": point.seed}
-        lines.append(_command("search", SearchJobConfig, {**settings, **where}))
+        lines.append(command_line("search", SearchJobConfig, {**settings, **where}))
     else:
-        lines.append(_command("grid", GridJobConfig, {**settings, **where}))
+        lines.append(command_line("grid", GridJobConfig, {**settings, **where}))
     if trained:
         files = {f"{sense}_weights": backbone_uri(facts.uri, sense) for sense in SENSES}
         made = {**_trained_backbones(facts), **facts.hints, **files, "corpus": features, "out": "FEATURES"}
-        lines.append(_command("extract", ExtractJobConfig, made))
+        lines.append(command_line("extract", ExtractJobConfig, made))
     return lines
 
 
@@ -170,7 +172,7 @@ def _train_command(facts: RunFacts) -> str:
     values: dict[str, Any] = {"run": facts.whole, **found, **_where_features(facts)}
     values["repeats"] = 1 + max((network.get("repeat") or 0 for network in networks), default=0)
     values |= _controls(facts, [network["arm"] for network in networks]) if facts.searched else _given(facts)
-    return _command("train", TrainJobConfig, values)
+    return command_line("train", TrainJobConfig, values)
 
 
 def _controls(facts: RunFacts, networks: Sequence[str]) -> dict[str, Any]:
@@ -195,30 +197,3 @@ def _given(facts: RunFacts) -> dict[str, Any]:
     files = [f"{name}.json" for name in facts.main.config["genotypes"]]
     where = {"out": facts.whole, **{name: str(facts.hints[name]) for name in ("features", "manifest")}}
     return {"run": files[0], "genotypes": tuple(files[1:]), "seeds": facts.main.grid.seeds, **where, **facts.protocol}
-
-
-def _command(name: str, config_class: type, values: Mapping[str, Any]) -> str:
-    """The command that gives an option each of `values` that differs from its default; other names are ignored."""
-    places: list[str] = []
-    flags: list[str] = []
-    for item in options_of(config_class):
-        value = values.get(item.name, item.default)
-        value = tuple(value) if isinstance(value, list) else value
-        if item.positional:
-            places += map(str, value) if item.many else [str(value)]
-        elif value == item.default or value is None or value == ():
-            continue
-        else:
-            flags.append(shlex.join(item.arguments(value)))
-    return _in_lines([shlex.join(["stgs", name, *places]), *flags])
-
-
-def _in_lines(parts: Sequence[str]) -> str:
-    """Parts of a command, on lines that fit a screen; the shell reads them as one."""
-    lines = [parts[0]]
-    for part in parts[1:]:
-        if len(lines[-1]) + len(part) < _COMMAND_COLUMNS:
-            lines[-1] += f" {part}"
-        else:
-            lines.append(f"    {part}")
-    return " \\\n".join(lines)

@@ -11,8 +11,9 @@ from jobs.report_audit import shortcuts_note
 from jobs.report_caveats import caveats
 from jobs.report_facts import Reading, RunFacts
 from jobs.report_html import Html, bounds, count, duration, facts_table, fraction, join, plural, section, tag, text_of
-from jobs.report_rows import ARM_NAMES, against_zero, network_words, p_value_words, point_words
+from jobs.report_rows import ARM_NAMES, against_zero, network_words, point_words
 from jobs.report_tables import bounds_of, estimate_words, value_of
+from jobs.report_verdicts import baseline_verdicts, chance_words, difference_words
 from stgs.genotype import genotype_from_dict
 
 
@@ -53,7 +54,11 @@ def summary(facts: RunFacts) -> Html:
         words.append(tag("p", _best_supernet(facts)))
     if not readings:
         words.append(tag("p", f"Cost: {_cost(facts)}"))
-    parts += [_state(facts), shortcuts_note(facts), tag("div", tag("div", words), caveats(facts), class_="columns")]
+    parts += [
+        _state(facts),
+        shortcuts_note(facts.audit),
+        tag("div", tag("div", words), caveats(facts), class_="columns"),
+    ]
     return section("summary", "Summary", parts)
 
 
@@ -112,6 +117,8 @@ def _how_sure(facts: RunFacts, reading: Reading) -> list[str | None]:
     elif difference is not None:
         sure.append(f"The difference to the best single sense is {estimate_words(difference)}.")
     sure.append(_unbeaten(content))
+    if reading.dataset is not None:
+        sure += baseline_verdicts(facts.baselines, reading.dataset)
     shuffled = content.get("shuffled")
     if shuffled is not None:
         sure.append(chance_words(shuffled))
@@ -123,28 +130,11 @@ def _how_sure(facts: RunFacts, reading: Reading) -> list[str | None]:
     return sure
 
 
-def chance_words(shuffled: Mapping[str, Any]) -> str:
-    words = {True: "end at chance", False: "are NOT at chance", None: "do not tell whether they end at chance"}
-    sentence = shuffled.get("sentence")
-    return f"Shuffled labels {words[shuffled['at_chance']]}{f': {sentence}' if sentence else '.'}"
-
-
 def _unbeaten(content: Mapping[str, Any]) -> str | None:
     """The controls over which the found network shows no advantage, so that nobody has to look for them."""
     rows = content.get("comparisons", {}).items()
     names = [ARM_NAMES[arm] for arm, row in rows if against_zero(row["difference"]) != "lies above 0"]
     return f"No advantage is shown over the best of: {', '.join(names)}." if names else None
-
-
-def difference_words(difference: Mapping[str, Any] | None) -> str:
-    """A paired difference for a sentence: +0.021 [0.003, 0.040], p 0.021."""
-    if value_of(difference) is None:
-        return estimate_words(difference)
-    assert difference is not None
-    words = f"{difference['value']:+.3f}"
-    if bounds_of(difference):
-        words += f" {bounds(difference)}"
-    return words if difference.get("p_value") is None else f"{words} (p {p_value_words(difference['p_value'])})"
 
 
 def searched_words(facts: RunFacts) -> str:

@@ -8,7 +8,7 @@ gone, or has answered nothing for as long as the group waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -99,6 +99,24 @@ class Workers:
             distributed.broadcast_object_list(box, 0, self.hosts)
         received: Value = box[0]
         return received
+
+    def only_first(self, compute: Callable[[], Value]) -> Value:
+        """What `compute` gives the first worker, in every worker; the others do not call it. It must be picklable.
+
+        An error of the first worker is raised there; the others, which would wait for it in vain, raise PeerLostError.
+        """
+        values, failure = [], None
+        if self.rank == 0:
+            try:
+                values.append(compute())
+            except Exception as error:  # of any kind: the others are told, then it goes on as it was
+                failure = error
+        values = self.from_first(values)
+        if failure is not None:
+            raise failure
+        if not values:
+            raise PeerLostError("the first worker has failed; its own error says why")
+        return values[0]
 
     def gather(self, value: Value) -> list[Value]:
         """The workers' values in order of rank. They must be picklable."""

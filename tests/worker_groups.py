@@ -73,11 +73,11 @@ def main(
     sys.exit(any(process.exitcode for process in processes))
 
 
-def results(program: str, directory: Path, repository: Path, worlds: Sequence[int]) -> Groups:
-    """World size -> what each rank got; LOST -> what a worker whose peer has died got, if there was one."""
+def run(program: str, directory: Path, repository: Path) -> None:
+    """Run a test module as a program, to its end; one that takes too long is killed with all that it has started."""
     process = subprocess.Popen(
         [sys.executable, program, str(directory)],
-        env={**os.environ, "PYTHONPATH": str(repository)},
+        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -88,6 +88,11 @@ def results(program: str, directory: Path, repository: Path, worlds: Sequence[in
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, errors
+
+
+def results(program: str, directory: Path, repository: Path, worlds: Sequence[int]) -> Groups:
+    """World size -> what each rank got; LOST -> what a worker whose peer has died got, if there was one."""
+    run(program, directory, repository)
     found: Groups = {w: [torch.load(directory / f"{w}-{r}.pt") for r in range(w)] for w in (1, *worlds)}
     lost = directory / "lost.pt"
     return found | ({LOST: [torch.load(lost)]} if lost.exists() else {})

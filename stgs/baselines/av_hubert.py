@@ -191,7 +191,9 @@ class AvHubert(nn.Module):
         frames = lengths.tolist()
         longest = max(frames)
         visual = self.feature_extractor_video(video[:, :, :longest], frames)
-        behind = torch.arange(longest, device=video.device) >= lengths.to(video.device)[:, None]
+        # Without waiting, so that the host does not stand still at every update until the device has caught up.
+        ends = lengths.to(video.device, non_blocking=True)
+        behind = torch.arange(longest, device=video.device) >= ends[:, None]
         padded = pad_sequence(list(visual.split(frames)), batch_first=True)
         return Features(padded, self.feature_extractor_audio(audio[:, :, :longest].mT), behind)
 

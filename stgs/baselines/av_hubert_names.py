@@ -36,7 +36,15 @@ _PARTS = {
     "fc2": "linear2",
     "final_layer_norm": "norm2",
 }
+# Of query, key and value, which torch keeps joined.
 _JOINED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_JOINED_ARRAY = re.compile(_LAYER.pattern + r"self_attn\.[qkv]_proj\.(weight|bias)")
+
+
+def joined_shapes(state: Mapping[str, Tensor], width: int) -> dict[str, tuple[int, ...]]:
+    """Shapes that a state's arrays of query, key and value must have, so that `with_torch_layers` can join them."""
+    found = {name: match for name in state if (match := _JOINED_ARRAY.fullmatch(name))}
+    return {name: (width, width) if match.group(2) == "weight" else (width,) for name, match in found.items()}
 
 
 def num_layers(state: Mapping[str, Tensor]) -> int:
@@ -72,7 +80,7 @@ def with_torch_layers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         joined = [f"{layer}{each}.{kind}" for each in _JOINED]
         if not layer:
             renamed[name] = array
-        elif part not in _JOINED or any(each not in state for each in joined):
+        elif not _JOINED_ARRAY.fullmatch(name) or any(each not in state for each in joined):
             renamed[f"{layer}{_PARTS.get(part, part)}.{kind}"] = array
         elif part == _JOINED[0]:
             renamed[f"{layer}self_attn.in_proj_{kind}"] = torch.cat([state[each] for each in joined])

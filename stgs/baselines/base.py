@@ -54,13 +54,15 @@ class BaselineConfig:
 class Published:
     """Figures of a publication, of data and a protocol of its own: they stand beside measured ones, never among them.
 
-    source: where they are printed. data: what they were measured on. accuracy, auc: in [0, 1].
+    source: where they are printed. data: what they were measured on. accuracy, auc: in [0, 1]. note: how they were
+    measured in another way than here, empty where they were not.
     """
 
     source: str
     data: str
     accuracy: float
     auc: float
+    note: str = ""
 
 
 class Baseline(nn.Module, abc.ABC):
@@ -91,7 +93,7 @@ class Baseline(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def loss(self, outputs: Mapping[str, Tensor], labels: Labels) -> dict[str, Tensor]:
-        """`loss`, which is minimised, and the terms that it is the sum of, where there are several; float32 scalars.
+        """`loss`, which is minimised, and its terms, where it is the sum or the mean of several; float32 scalars.
 
         outputs: of a whole batch, all workers' clips together, since losses of pairs need all pairs.
         """

@@ -109,10 +109,12 @@ def collate(
             depend on these and on the clip's position in the split alone; None: the centre.
 
     Raises:
-        InputError: a clip without frames, with pictures below 100 x 100, or with another number of filter banks.
+        InputError: a clip without frames, with pictures below 100 x 100, with another number of filter banks, or with
+            such as are not finite.
     """
     device = torch.device(device)
-    sizes = [_checked(video, banks) for video, banks in zip(raw.video, raw.filter_banks, strict=True)]
+    clips_of = zip(raw.index.tolist(), raw.video, raw.filter_banks, strict=True)
+    sizes = [_checked(position, video, banks) for position, video, banks in clips_of]
     # Pixels travel as bytes and are cut on the device: a host that cuts them row by row is too slow for a GPU.
     clips = sent(raw.video, device).split(sizes)
     video = torch.zeros(len(sizes), 3, max(sizes), CROP, CROP, device=device)
@@ -126,19 +128,21 @@ def collate(
     return SequenceBatch(video, audio, torch.tensor(sizes))
 
 
-def _checked(video: NDArray[np.uint8], banks: NDArray[np.float32]) -> int:
-    """Frames of a clip whose arrays belong together."""
+def _checked(position: int, video: NDArray[np.uint8], banks: NDArray[np.float32]) -> int:
+    """Frames of the clip at this position in the split, whose arrays must belong together."""
     frames, _, height, width = video.shape
-    require(frames > 0, "a clip has no frames; prepare the corpus anew.")
+    clip, way_out = f"the clip at position {position} of its split", "prepare the corpus anew."
+    require(frames > 0, f"{clip} has no frames; {way_out}")
     require(
         min(height, width) >= CROP,
-        f"a clip has pictures of {height} x {width}, but at least {CROP} x {CROP} are needed; prepare the corpus anew.",
+        f"{clip} has pictures of {height} x {width}, but at least {CROP} x {CROP} are needed; {way_out}",
     )
     require(
         banks.shape == (frames, AUDIO_VALUES),
-        f"a clip of {frames} frames has filter banks of shape {banks.shape}, but they must be {(frames, AUDIO_VALUES)};"
-        " prepare the corpus anew.",
+        f"{clip} has {frames} frames and filter banks of shape {banks.shape}, but they must be "
+        f"{(frames, AUDIO_VALUES)}; {way_out}",
     )
+    require(bool(np.isfinite(banks).all()), f"{clip} has filter banks that are not finite; {way_out}")
     return frames
 
 

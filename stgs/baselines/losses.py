@@ -13,6 +13,8 @@ from torch.nn import functional
 
 # A shorter embedding has no direction: it is taken for zero, whose cosine with anything is 0 and has no gradient.
 _SHORTEST = 1e-8
+# Clips whose cosines with all others are held at a time.
+MARGIN_ROWS = 1024
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -53,10 +55,18 @@ def contrast(visual: Tensor, audio: Tensor, both_real: Tensor, margin: float = 0
 def margin(embeddings: Tensor, labels: Tensor, margin: float = 0.0) -> Tensor:
     """Mean over all B^2 ordered pairs, i = j included, of 1 - cos where labels agree, else of max(cos - margin, 0).
 
-    embeddings: [B, C]. labels: [B]. margin: in [-1, 1]. Returns a scalar.
+    embeddings: [B, C]. labels: [B]. margin: in [-1, 1]. Returns a scalar. Without a gradient it takes the memory of
+    1,024 x B cosines at most, so that a whole split may be given.
     """
     units = unit(embeddings)
+    blocks = zip(units.split(MARGIN_ROWS), labels.split(MARGIN_ROWS), strict=True)
+    means = [_pairs(rows, own, units, labels, margin) * (len(rows) / len(units)) for rows, own in blocks]
+    return torch.stack(means).sum()
+
+
+def _pairs(rows: Tensor, own: Tensor, units: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """The mean over the pairs of some vectors, [R, C] with labels `own`, with all; a function, to free its memory."""
     with torch.autocast(units.device.type, enabled=False):
-        cosines = units @ units.T
-    agree = labels[:, None] == labels[None, :]
+        cosines = rows @ units.T
+    agree = own[:, None] == labels[None, :]
     return torch.where(agree, 1.0 - cosines, (cosines - margin).clamp_min(0.0)).mean()

@@ -12,6 +12,7 @@ from cluster import part_reader
 from cluster.baseline_part import PartJob
 from cluster.baseline_runs import BaselineSettings, plan_parts, split_by_protocol
 from cluster.baseline_streams import open_sequences
+from cluster.baseline_training import part_job
 from cluster.baseline_worker_loop import PartWorker
 from cluster.protocol_splits import ProtocolConfig
 from cluster.stopping import Stop
@@ -31,7 +32,7 @@ def read_here(reader: part_reader.RayReader, parts: Any) -> Iterator[Any]:
     for position, (name, rows) in enumerate(parts):
         uri = storage.join(reader.corpus, name)
         item = {"part": [json.dumps([position, uri, reader.files[name], rows])]}
-        yield part_reader._read_part(item, reader.columns)
+        yield part_reader._read_part(item, reader.columns, reader.check)
 
 
 def make_jobs(folder: Path, settings: BaselineSettings = SETTINGS, **boxes: Any) -> list[PartJob]:
@@ -41,22 +42,8 @@ def make_jobs(folder: Path, settings: BaselineSettings = SETTINGS, **boxes: Any)
     sequences = open_sequences(str(folder / "sequences"))
     split = split_by_protocol(str(folder / "manifest"), ProtocolConfig())
     return [
-        PartJob(
-            run=str(folder / "run"),
-            part=part.name,
-            model=settings.model,
-            baseline=settings.baseline,
-            training=part.training(settings.training),
-            corpus=sequences.uri,
-            files=sequences.meta.files,
-            splits=part.splits,
-            digests={"corpus": sequences.meta.digest, "splits": part.digest},
-            shuffle_seed=part.shuffle_seed,
-            weights=settings.weights,
-            device="cpu",
-            threads=1,
-            session="session",
-            save_seconds=1e9,
+        replace(
+            part_job(str(folder / "run"), settings, sequences, part, device="cpu", session="session"), save_seconds=1e9
         )
         for part in plan_parts(settings, sequences, split)
     ]

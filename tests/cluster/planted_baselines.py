@@ -16,6 +16,8 @@ from cluster.runs import open_run
 from data_prep import boxes, storage
 
 SEED, RESAMPLES = 0, 40
+# Of the sequences that a planted run names.
+DIGEST = "c"
 COLUMNS = ("clip_id", "label", "category", "dataset", "subject", "method")
 
 
@@ -47,13 +49,39 @@ def drawn_scores(rows: Sequence[Mapping[str, Any]], *, strength: float, seed: in
     return [float(value) for value in 1 / (1 + np.exp(-logits))]
 
 
-def plant_baseline(out: str, *, model: str = "mrdf_ce", parts: Sequence[str] = (), shuffles: int = 0) -> str:
-    """A baseline run that has no part yet; returns its URI. parts: of its protocol; none: the manifest's own split."""
-    config = {"kind": "baseline", "model": model, "baseline": {"layers": 0}, "training": {"epochs": 4}}
-    config |= {"shuffles": shuffles, "device": "cpu"}
+def plant_baseline(
+    out: str,
+    *,
+    model: str = "mrdf_ce",
+    parts: Sequence[str] = (),
+    shuffles: int = 0,
+    protocol: str = "folds",
+    sequences: str = "/s",
+    **settings: Any,
+) -> str:
+    """A baseline run that has no part yet; returns its URI. parts: of its protocol; none: the manifest's own split.
+
+    settings: what its config.yaml says besides.
+    """
+    config = {"kind": "baseline", "model": model, "baseline": {"layers": 0, "width": 48}, "training": {"epochs": 4}}
+    config |= {"shuffles": shuffles, "device": "cpu", "corpus_digest": DIGEST, **settings}
     if parts:
-        config["protocol"] = {"protocol": "folds", "split_seed": 0, "parts": {name: {} for name in parts}}
-    return open_run(out, config, resume=False, hints={"sequences": "/s", "manifest": "/m"})
+        config["protocol"] = {"protocol": protocol, "split_seed": 0, "parts": {name: {} for name in parts}}
+    return open_run(out, config, resume=False, hints={"sequences": sequences, "manifest": "/m"})
+
+
+def plant_sequences(uri: str, *, digest: str = DIGEST, max_seconds: float = 1.0) -> str:
+    """What a report reads of a box of sequences: settings, and an audit with a shortcut; returns its URI."""
+    result = {"auc": 0.9, "low": 0.8, "high": 1.0, "null_error": 0.05, "least_subjects": 9}
+    audit = {
+        "digest": digest, "clips": 48, "subjects": 12, "tests": 4, "skipped": {},
+        "facts": {"duration_s": dict.fromkeys(("all", "B", "C", "D"), result)},
+        "shortcuts": ["SHORTCUT: the duration alone tells all fakes from real clips."],
+    }  # fmt: skip
+    meta = {"digest": digest, "config": {"max_seconds": max_seconds, "faces": "none", "min_face_share": 0.75}}
+    storage.write(storage.join(uri, "meta.json"), json.dumps(meta).encode())
+    storage.write(storage.join(uri, "audit.json"), json.dumps(audit).encode())
+    return uri
 
 
 def plant_part(
@@ -81,7 +109,7 @@ def plant_part(
         "macs": 21_000_000_000, "frames_of_macs": 75, "device": "cpu", "device_seconds": 90.0, "workers": 1,
         "dev_auc": 0.91, "best_epoch": 3, "epochs": 4, "threshold": 0.5,
         "weights": {"initial": "random", "checkpoint": None}, "datasets": datasets,
-        "digests": {"corpus": "c", "splits": splits, "network": "n", "scores": hashlib.sha256(data).hexdigest()},
+        "digests": {"corpus": DIGEST, "splits": splits, "network": "n", "scores": hashlib.sha256(data).hexdigest()},
     }  # fmt: skip
     content |= facts
     curves = [

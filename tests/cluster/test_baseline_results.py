@@ -14,19 +14,13 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cluster.baseline_results import (
-    baselines_of,
-    compare,
-    is_baseline,
-    matching_part,
-    read_parts,
-    summary,
-    summary_text,
-)
+from cluster.baseline_comparison import compare, matching_part
+from cluster.baseline_remarks import sequences_of, size_words
+from cluster.baseline_results import baselines_of, is_baseline, read_parts, summary, summary_text
 from cluster.runs import open_run
 from data_prep import boxes, storage
 from data_prep.storage import InputError
-from tests.cluster.planted_baselines import COLUMNS, clips, drawn_scores, plant_baseline, plant_part
+from tests.cluster.planted_baselines import COLUMNS, clips, drawn_scores, plant_baseline, plant_part, plant_sequences
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -61,16 +55,81 @@ def test_folds_are_summed_up_by_mean_and_deviation(tmp_path: Path) -> None:
     assert lines[0] == (
         "baseline mrdf_ce: 105,021,806 parameters, 21,000,000,000 MACs for a clip of 75 frames; 11 parts, on test"
     )
+    assert lines[1] == "  reduced: width 48 of 768, 0 of 12 layers"
     auc = metrics[2]["datasets"]["planted"]["network"]["auc"]
-    assert lines[3].startswith(
+    assert lines[4].startswith(
         f"  fold-2 on planted: AUC {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}], acc"
     )
-    assert lines[3].endswith("; best epoch 3 of 4, dev AUC 0.910")
+    assert lines[4].endswith("; best epoch 3 of 4, dev AUC 0.910")
     mean = f"AUC {statistics.fmean(aucs):.3f} on average, standard deviation {statistics.stdev(aucs):.3f}"
-    assert lines[12].startswith(f"  all parts on planted: {mean}, accuracy")
-    assert "share training clips: it is no interval" in lines[13]
-    assert lines[14].startswith("  published, on other data (FakeAVCeleb, 5 folds")
-    assert len(lines) == 15
+    assert lines[13].startswith(f"  all parts on planted: {mean}, accuracy")
+    assert "share training clips: it is no interval" in lines[14]
+    assert lines[15].startswith("  published, on other data (FakeAVCeleb, 5 folds")
+    assert "AUC of decisions, not of scores, and epochs chosen on the test folds" in lines[15]
+    assert len(lines) == 16
+
+
+def test_a_part_without_a_result_is_one_that_the_mean_lacks(tmp_path: Path) -> None:
+    out, _ = planted(tmp_path, folds=3)
+    storage.delete(f"{out}/parts/fold-1/metrics.json")
+    told = summary(out)["over_parts"]["planted"]["auc"]
+    assert (told["count"], told["of"], told["sentence"]) == (2, 3, "1 of 3 parts have no value")
+
+
+def test_tests_in_and_across_data_sets_have_no_mean(tmp_path: Path) -> None:
+    parts = ("train-east", "train-west")
+    out = plant_baseline(str(tmp_path / "out"), parts=parts, protocol="cross")
+    rows = [*clips(3, dataset="east"), *clips(3, first=3, dataset="west")]
+    for seed, part in enumerate(parts):
+        plant_part(out, part, rows, drawn_scores(rows, strength=1, seed=seed))
+    content = summary(out)
+    assert (content["over_parts"], content["methods_over_parts"]) == (None, None)
+    lines = summary_text(out)
+    assert sum(line.startswith("  train-east on ") for line in lines) == 3
+    assert "all parts" not in "\n".join(lines)
+
+
+def test_a_checkpoint_is_told_and_not_averaged(tmp_path: Path) -> None:
+    out, _ = planted(tmp_path, folds=2)
+    for fold in range(2):
+        rows, weights = clips(5, first=5 * fold), {"initial": None, "checkpoint": {"file": "r.ckpt", "sha256": "0"}}
+        plant_part(out, f"fold-{fold}", rows, drawn_scores(rows, strength=1), weights=weights, epochs=0)
+    content = summary(out)
+    assert (content["over_parts"], content["methods_over_parts"]) == (None, None)
+    assert content["checkpoint"] == {"file": "r.ckpt", "sha256": "0"}
+    text = "\n".join(summary_text(out))
+    assert "not trained here: its weights are those of a checkpoint, whose own training may have seen subjects" in text
+    assert "all parts" not in text
+
+
+@pytest.mark.parametrize(
+    ("width", "layers", "words"),
+    [
+        (768, 12, None),
+        (48, 12, "reduced: width 48 of 768"),
+        (768, 3, "reduced: 3 of 12 layers"),
+        (768, 0, "0 of 12 layers, as the released code has in effect"),
+        (816, 12, "enlarged: width 816 of 768"),
+    ],
+)
+def test_another_size_than_the_papers_is_told(width: int, layers: int, words: str | None) -> None:
+    assert size_words({"width": width, "layers": layers}) == words
+
+
+def test_what_it_saw_of_a_clip_is_known_from_its_own_sequences_alone(tmp_path: Path) -> None:
+    sequences = plant_sequences(str(tmp_path / "sequences"), max_seconds=1.5)
+    out = plant_baseline(str(tmp_path / "out"), sequences=sequences)
+    assert summary(out)["max_seconds"] == 1.5
+    assert "  it saw up to 1.5 s of each clip" in summary_text(out)
+    audit = sequences_of(out).audit
+    assert audit is not None
+    assert audit["clips"] == 48
+    plant_sequences(sequences, digest="other")
+    assert (summary(out)["max_seconds"], sequences_of(out).audit) == (None, None)
+    storage.write(f"{sequences}/meta.json", b"{")
+    assert summary(out)["max_seconds"] is None
+    gone = plant_baseline(str(tmp_path / "gone"), sequences=str(tmp_path / "nowhere"))
+    assert summary(gone)["max_seconds"] is None
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -115,7 +174,7 @@ def test_shuffled_labels_are_held_against_chance(
     assert list(content["parts"]) == ["all"], "shuffles are no results"
     assert content["shuffled"]["mean"] == pytest.approx(statistics.fmean(aucs))
     assert (content["shuffled"]["count"], content["shuffled"]["at_chance"]) == (count, at_chance)
-    line = summary_text(out)[2]
+    line = summary_text(out)[3]
     assert line.startswith(f"  shuffled labels: mean AUC {statistics.fmean(aucs):.3f} of {count}, {words}")
 
 
@@ -211,8 +270,9 @@ def test_nothing_is_told_where_the_baseline_may_have_seen_test_clips(tmp_path: P
     tested = told([*rows, *clips(2, first=20)], splits="other")
     assert tested["difference"]["value"] is not None, "every test clip of the run is one of the baseline's, too"
     assert tested["sentences"][0] == "it was trained on other splits than this run"
-    released = told(rows, weights={"initial": None, "checkpoint": {"file": "released.ckpt"}})
+    released = told(rows, splits="others", weights={"initial": None, "checkpoint": {"file": "released.ckpt"}})
     assert "whose training clips no file names" in released["difference"]["sentence"]
+    assert not any("trained on other splits" in note for note in released["sentences"]), "nobody trained it here"
     apart = told(clips(2, first=20))
     assert (apart["clips"], apart["difference"]["sentence"]) == (0, "the two runs have no test clip in common.")
     unlabelled = told([{**row, "label": 1} for row in rows])

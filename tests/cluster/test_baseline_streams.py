@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster import part_reader
@@ -26,10 +28,11 @@ from cluster.protocol_splits import ProtocolConfig, parts_of, protocol_settings,
 from cluster.runs import open_run, part_uri
 from data_prep import boxes, storage
 from data_prep.manifest import read_manifest
-from data_prep.sequence import sequence_arrays
+from data_prep.sequence import SEQUENCE_SCHEMA, sequence_arrays
 from data_prep.storage import InputError
-from stgs.parallel import Workers
+from stgs.parallel import SINGLE, Workers
 from tests.cluster.baseline_parts import SETTINGS, make_jobs, read_here
+from tests.cluster.planted_baselines import plant_baseline
 from tests.tiny_sequences import make_sequences
 
 SUBJECTS = {"train": 8, "dev": 2, "test": 2}
@@ -58,8 +61,9 @@ def test_a_stream_gives_every_clip_of_its_split_once_as_it_was_prepared(
     (job,) = make_jobs(folder)
     stored: dict[str, Any] = {}
     for part in sequences.meta.files:
-        table = boxes.read_table(storage.join(sequences.uri, part))
-        stored |= dict(zip(table["clip_id"].to_pylist(), zip(*sequence_arrays(table), strict=True), strict=True))
+        uri = storage.join(sequences.uri, part)
+        table = boxes.read_table(uri)
+        stored |= dict(zip(table["clip_id"].to_pylist(), zip(*sequence_arrays(table, uri), strict=True), strict=True))
     for split, count in SUBJECTS.items():
         streams = [job.stream(split, Workers(rank, 2)) for rank in range(2)]
         clips = job.splits[split].clips
@@ -72,6 +76,34 @@ def test_a_stream_gives_every_clip_of_its_split_once_as_it_was_prepared(
                     expected = stored[clips["clip_id"][index]]
                     assert np.array_equal(video, expected[0])
                     assert np.array_equal(banks, expected[1])
+
+
+@pytest.mark.ray
+def test_a_row_of_another_size_is_named(ray_session: None, tmp_path: Path) -> None:
+    make_sequences(tmp_path, frames=(2, 2))
+    part = str(tmp_path / "sequences" / boxes.shard_name(3))
+    rows = boxes.read_table(part).to_pylist()
+    rows[2]["video"] = rows[2]["video"][:-1]
+    data = boxes.table_bytes(pa.Table.from_pylist(rows, schema=SEQUENCE_SCHEMA))
+    storage.write(part, data)
+    (job,) = make_jobs(tmp_path)
+    job = replace(job, files={**job.files, boxes.shard_name(3): hashlib.sha256(data).hexdigest()})
+    size = 2 * 3 * 112 * 112 - 1
+    with pytest.raises(
+        InputError, match=rf"part-00003\.parquet: video of clip '{rows[2]['clip_id']}' holds {size} bytes"
+    ):
+        list(job.stream("test", SINGLE).in_order())
+
+
+def test_methods_are_those_of_the_manifest_as_in_an_evaluation(tmp_path: Path, sequences: Sequences) -> None:
+    def renamed(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            row["method"] = f"method-{row['category']}"
+
+    make_sequences(tmp_path, subjects=SUBJECTS, frames=(1, 1), change=renamed)
+    (part,) = plan_parts(SETTINGS, sequences, split_of(tmp_path))
+    clips = part.splits["test"].clips
+    assert clips["method"] == [f"method-{category}" for category in clips["category"]]
 
 
 def test_a_worker_without_parts_reads_nothing(folder: Path, sequences: Sequences) -> None:
@@ -182,6 +214,24 @@ def test_the_splits_of_a_run_are_those_that_it_was_searched_with(folder: Path, t
         split_by_run(runs[1], str(tmp_path / "other" / "manifest"))
     with pytest.raises(InputError, match="is no run"):
         split_by_run(str(tmp_path / "nothing"))
+
+
+def test_a_run_of_which_no_part_is_begun_takes_its_own_manifest_alone(folder: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(str(folder / "manifest"))
+    config, run = ProtocolConfig(protocol="folds"), str(tmp_path / "folds")
+    content = {**protocol_settings(config, parts_of(config, manifest)), "manifest_digest": manifest.meta.digest}
+    open_run(run, content, resume=False, hints={"manifest": str(folder / "manifest")})
+    assert len(split_by_run(run).parts) == 5
+    make_sequences(tmp_path / "other", subjects={**SUBJECTS, "train": 9}, frames=(1, 1))
+    with pytest.raises(InputError, match=r"is not the manifest of the splits of .*folds; give the one"):
+        split_by_run(run, str(tmp_path / "other" / "manifest"))
+
+
+def test_a_baseline_is_no_run_whose_splits_to_take(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"is the run of a baseline, .*; give the --run of a search, or --manifest and --out"
+    ):
+        split_by_run(plant_baseline(str(tmp_path / "out")))
 
 
 def test_settings_out_of_range_are_refused() -> None:

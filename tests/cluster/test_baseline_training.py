@@ -4,6 +4,8 @@ in tests/jobs/test_baseline.py.
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +13,20 @@ from typing import Any
 import pytest
 
 from cluster import baseline_training
+from cluster.baseline_names import planned_parts
 from cluster.baseline_part import PartJob
+from cluster.baseline_runs import folds_protocol, growing_settings, plan_parts, split_by_protocol
+from cluster.baseline_streams import open_sequences
 from cluster.board import Limits, RunBoard
 from cluster.engines_train import WorkerGroup
+from cluster.protocol_splits import ProtocolConfig
+from cluster.runs import open_run, read_config
 from cluster.stopping import Stop
 from data_prep import storage
 from data_prep.storage import InputError
-from tests.cluster.baseline_parts import make_jobs
+from tests.cluster.baseline_parts import SETTINGS, make_jobs
 from tests.cluster.undriven import Undriven
+from tests.tiny_sequences import make_sequences
 
 SCALING = WorkerGroup(2, 2).scaling("cpu", 1)
 
@@ -73,6 +81,58 @@ def test_a_part_has_a_result_a_failure_or_is_unfinished(job: PartJob) -> None:
     # A result outranks a failure that another attempt has met.
     storage.write(job.uri("metrics.json"), b"{}")
     assert baseline_training._result(job.run, [job], {job.key: "so"}, driver).failed == {}
+
+
+def test_groups_are_let_in_as_they_find_room(job: PartJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    concurrent: list[int] = []
+    monkeypatch.setattr(baseline_training.ray, "put", lambda value: value)
+    monkeypatch.setattr(baseline_training, "groups_removed", contextlib.nullcontext)
+    monkeypatch.setattr(baseline_training, "planned_devices", lambda kind, threads: 8)
+    monkeypatch.setattr(
+        baseline_training, "work_with_tune", lambda *_, **options: concurrent.append(options["concurrent"]) or {}
+    )
+    for group in (WorkerGroup(1, 1), WorkerGroup(1, 8), WorkerGroup(4, 8), WorkerGroup(3, 3), WorkerGroup(9, 9)):
+        assert baseline_training._train([job], None, Undriven(None), group) == {}
+    # Those that wait for devices beside the next one would but take memory.
+    assert concurrent == [32, 9, 3, 3, 2]
+
+
+def test_a_run_grows_by_folds_and_shuffles_alone(tmp_path: Path) -> None:
+    make_sequences(tmp_path, subjects={"train": 8, "dev": 2, "test": 2}, frames=(1, 1))
+    sequences, manifest, run = open_sequences(str(tmp_path / "sequences")), str(tmp_path / "manifest"), str(tmp_path)
+
+    def begin(folds: int | None, shuffles: int = 0, split_seed: int = 0, resume: bool = True, **changes: Any) -> Any:
+        protocol = folds_protocol(ProtocolConfig(), folds)
+        split = split_by_protocol(manifest, replace(protocol, split_seed=split_seed), folds)
+        settings = replace(SETTINGS, shuffles=shuffles, **changes)
+        parts = plan_parts(settings, sequences, split)
+        content = baseline_training._content(settings, "cpu", sequences, split, parts)
+        open_run(run, content, resume=resume, hints={}, growing=growing_settings(run, content))
+        return read_config(run)
+
+    first = begin(2, resume=False)
+    with pytest.raises(InputError, match="stands already; continue it with --resume"):
+        begin(5, resume=False)
+    assert begin(2) == first
+    grown = begin(5, shuffles=1)
+    assert planned_parts(grown["protocol"]["parts"], grown["shuffles"]) == [*grown["split_digests"], "shuffle-0"]
+    assert [*grown["split_digests"]] == [f"fold-{fold}" for fold in range(5)]
+    for name in ("fold-0", "fold-1"):
+        assert grown["split_digests"][name] == first["split_digests"][name]
+        assert grown["protocol"]["parts"][name] == first["protocol"]["parts"][name]
+    for asked, sentence in (
+        ({"folds": 4, "shuffles": 1}, "was begun with --folds 5, not 4; give 5 or more, or another --out"),
+        ({"folds": 5}, "was begun with --shuffles 1, not 0; give 1 or more"),
+        ({"folds": 5, "shuffles": 1, "split_seed": 3}, "with --folds 5 --split-seed 0, not --folds 5 --split-seed 3"),
+        ({"folds": None, "shuffles": 1}, "begun with --folds 5 --split-seed 0, not no --folds; give those"),
+        ({"folds": 5, "shuffles": 2, "threads": 2}, "was begun with threads 1, not 2"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            begin(**asked)
+    # Equal settings of other clips are no more of the same.
+    unlike = {**grown, "split_digests": {**grown["split_digests"], "fold-1": "other"}}
+    assert growing_settings(run, unlike) == ()
+    assert read_config(run) == grown
 
 
 def test_workers_without_clips_are_refused(job: PartJob) -> None:

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -121,10 +122,15 @@ def test_of_two_drivers_the_first_result_stays(
     first = replace(trained[0], run=str(tmp_path), training=replace(trained[0].training, epochs=1))
     second = replace(first, training=replace(first.training, seed=7))
     assert work(first) is None
-    before = {name: storage.read(first.uri(name)) for name in ("metrics.json", "scores.parquet")}
+    before = {name: storage.read(first.uri(name)) for name in ("metrics.json", "scores.parquet", "network.safetensors")}
     # The second has begun before the first was done.
     monkeypatch.setattr(baseline_worker_loop, "is_finished", lambda *_: False)
     assert work(second) is None
+    assert {name: storage.read(first.uri(name)) for name in before} == before
+    # Or had written its weights before.
+    with monkeypatch.context() as patched:
+        patched.setattr(baseline_worker_loop, "write_network", lambda *_: "another")
+        assert work(second) is None
     assert {name: storage.read(first.uri(name)) for name in before} == before
     # Or is done at the same moment.
     monkeypatch.setattr(baseline_part, "is_finished", lambda *_: False)
@@ -209,6 +215,19 @@ def test_a_released_checkpoint_is_scored_without_training(tmp_path: Path, traine
     assert boxes.read_table(job.uri("scores.parquet"))["score"].to_pylist() == expected.tolist()
 
 
+def test_a_checkpoint_whose_scores_are_no_numbers_is_named(tmp_path: Path, trained: tuple[PartJob, Told]) -> None:
+    file, state = tmp_path / "broken.ckpt", initial_baseline("mrdf_ce", SMALL, 5).state_dict()
+    broken = {name: array * 1e30 if array.is_floating_point() else array for name, array in state.items()}
+    torch.save({"state_dict": broken}, file)
+    weights, arrays = open_weights(None, str(file), "mrdf_ce", SMALL)
+    job = replace(elsewhere(trained[0], tmp_path), weights=weights)
+    sentence = (
+        r"8 of 8 dev clips have scores that are no numbers with the weights of .*broken\.ckpt; give another --che"
+    )
+    with pytest.raises(InputError, match=sentence):
+        work(job, arrays=arrays)
+
+
 def test_weights_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="but a checkpoint is not trained any more; give one of them"):
         open_weights("a", "b", "mrdf_ce", SMALL)
@@ -226,18 +245,29 @@ def together(directory: Path, workers: Workers) -> list[Any]:
     (job,) = make_jobs(directory, still)
     job = elsewhere(job, directory / f"run-{workers.world}")
     told = Told()
-    first = None
+    stops = []
     if workers.world > 1:
         # The second worker alone is told to stop, as where its node leaves.
-        first = work(job, Told(stop_after=1 if workers.rank else 9999), workers)
+        stops.append(work(job, Told(stop_after=1 if workers.rank else 9999), workers))
+        for found in (None, ("another", {}), PermissionError("not for this user")):
+            with pytest.MonkeyPatch.context() as patched:
+                if workers.rank:
+                    patched.setattr(baseline_worker_loop, "read_state", Mock(side_effect=[found]))
+                stops.append(work(job, Told(), workers))
     last = work(job, told, workers)
-    return [first and first.reason, last, [row["epoch"] for row in told.rows]]
+    return [[stop and stop.reason for stop in stops], last, [row["epoch"] for row in told.rows]]
 
 
 def test_two_workers_stop_together_and_train_as_one(tmp_path: Path, repository: Path) -> None:
     make_jobs(tmp_path)
     found = worker_groups.results(__file__, tmp_path, repository, (2,))
-    assert found == {1: [[None, None, [1]]], 2: [["SIGTERM", None, [1]], ["SIGTERM", None, []]]}
+    unlike = f"worker 1 does not find the {tmp_path}/run-2/parts/all/state.pt that the first one has read, which every"
+    for stops, *rest in found[2]:
+        # Where a worker does not get the first one's state, all end alike.
+        assert [stop.partition(" node")[0] for stop in stops] == ["SIGTERM", unlike, unlike, "not for this user"]
+        assert rest[0] is None
+    assert [rows for *_, rows in found[2]] == [[1], []]
+    assert found[1] == [[[], None, [1]]]
     jobs = [elsewhere(make_jobs(tmp_path)[0], tmp_path / f"run-{world}") for world in (1, 2)]
     one, two = (np.array(boxes.read_table(job.uri("scores.parquet"))["score"].to_pylist()) for job in jobs)
     np.testing.assert_allclose(two, one, atol=1e-4)

@@ -72,11 +72,12 @@ def test_sequences_are_those_of_the_preparer_also_after_a_stop(
 
     found = {}
     for index in range(3):
-        table = boxes.read_table(str(out / boxes.shard_name(index)), sha256=meta.files[boxes.shard_name(index)])
+        uri = str(out / boxes.shard_name(index))
+        table = boxes.read_table(uri, sha256=meta.files[boxes.shard_name(index)])
         rejects = boxes.read_table(str(out / "rejects" / boxes.shard_name(index)))
         ids = table["clip_id"].to_pylist()
         assert sorted(ids + rejects["clip_id"].to_pylist()) == [row["clip_id"] for row in shards[index]]
-        found |= dict(zip(ids, zip(*sequence_arrays(table), strict=True), strict=True))
+        found |= dict(zip(ids, zip(*sequence_arrays(table, uri), strict=True), strict=True))
     with SequencePreparer(CONFIG) as preparer:
         made = [preparer(row, listed.roots) for row in listed.rows]
     rows = {row["clip_id"]: row for row in made if isinstance(row, dict)}

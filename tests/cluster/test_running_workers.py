@@ -8,12 +8,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +21,10 @@ from cluster import search_loop
 from cluster.features import open_features
 from cluster.stopping import Stop
 from data_prep.storage import NoSpaceError
-from stgs.parallel import default_workers
 from tests.cluster.pack_runs import AN_EPOCH, Runs, after, failing
 from tests.planted import make_features
+from tests.worker_groups import join, run
 
-SECONDS = 60
 NOTICE = Stop("node", "the node of rank 1 leaves")
 
 
@@ -78,14 +73,7 @@ SCENES: list[Callable[[Runs, int], Any]] = [undisturbed, stopped_and_resumed, fu
 def rank_main(rank: int, directory: Path) -> None:
     """One worker."""
     source = open_features(str(directory / "features"), str(directory / "manifest"))
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{directory}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=SECONDS / 3),
-    )
-    assert default_workers().world == 2
+    join(rank, 2, directory, "both")
     for scene in SCENES:
         seen = scene(Runs(directory / scene.__name__, source), rank)
         (directory / f"{scene.__name__}-{rank}.json").write_text(json.dumps(seen))
@@ -109,19 +97,7 @@ def main(directory: Path) -> None:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     folder = tmp_path_factory.mktemp("workers")
-    process = subprocess.Popen(
-        [sys.executable, __file__, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        errors = process.communicate(timeout=SECONDS)[1]
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, errors
+    run(__file__, folder, repository)
     return folder
 
 

@@ -43,3 +43,19 @@ def test_a_setting_that_is_newer_than_a_run_has_its_default_there(older: str) ->
 def test_the_one_setting_that_differs_is_named(older: str) -> None:
     with pytest.raises(InputError, match="was begun with epochs 3, not 4; give that, or another --out"):
         open_run(older, settings(epochs=4), resume=True, hints={}, defaults=DEFAULTS)
+
+
+def test_refusals_name_the_option_that_the_place_was_given_by(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    open_run(run, {"model": "avdf"}, resume=False, hints={}, place="--name")
+    with pytest.raises(InputError, match=r"continue it with --resume, or give another --name\."):
+        open_run(run, {"model": "avdf"}, resume=False, hints={}, place="--name")
+    with pytest.raises(InputError, match=r"begun with model 'avdf', not 'mrdf_ce'; give that, or another --name\."):
+        open_run(run, {"model": "mrdf_ce"}, resume=True, hints={}, place="--name")
+    with pytest.raises(InputError, match="--name ends in 'a run'"):
+        open_run(str(tmp_path / "a run"), {}, resume=False, hints={}, place="--name")
+
+
+def test_where_there_is_no_run_both_commands_that_begin_one_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give the --out of 'stgs grid' or 'stgs baseline'"):
+        read_config(str(tmp_path))

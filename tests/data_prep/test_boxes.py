@@ -45,15 +45,15 @@ def test_digest_of_a_manifest_is_that_of_its_rows() -> None:
 
 def test_what_is_no_finished_box_of_the_kind_is_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "box")
-    with pytest.raises(InputError, match=r"box is no corpus: it has no meta\.json; give the directory of a corpus\."):
+    with pytest.raises(InputError, match=r"box is no 'corpus' box: it has no meta\.json; give the directory of one\."):
         boxes.read_meta(uri, "corpus")
     boxes.begin(uri, "corpus", {}, None, resume=False)
     with pytest.raises(InputError, match="box is unfinished; run the command that makes it again"):
         boxes.read_meta(uri, "corpus")
     write_box(uri)
-    with pytest.raises(InputError, match="'corpus' box, not a 'features' one"):
-        boxes.read_meta(uri, "features")
-    with pytest.raises(InputError, match="is no corpus"):
+    with pytest.raises(InputError, match="'corpus' box, but a 'sequences' one is needed; give its directory"):
+        boxes.read_meta(uri, "sequences")
+    with pytest.raises(InputError, match="is no 'corpus' box"):
         boxes.read_meta(storage.join(uri, "part-00000.parquet"), "corpus")
 
 

@@ -41,11 +41,12 @@ def test_settings_that_both_kinds_have_are_the_same() -> None:
 
 
 def table(frames: int, video: bytes | None, filter_banks: bytes) -> pa.Table:
-    columns = {"num_frames": [frames], "video": [video], "filter_banks": [filter_banks]}
+    binary = {"video": [video], "filter_banks": [filter_banks]}
     return pa.table(
         {
-            name: pa.array(values, None if name == "num_frames" else pa.large_binary())
-            for name, values in columns.items()
+            "clip_id": ["clip-7"],
+            "num_frames": pa.array([frames], pa.int32()),
+            **{name: pa.array(values, pa.large_binary()) for name, values in binary.items()},
         }
     )
 
@@ -56,7 +57,7 @@ def test_arrays_are_those_that_were_stored() -> None:
     both = pa.concat_tables(
         [table(2, video.tobytes(), banks.tobytes()), table(1, video[1].tobytes(), banks[1].tobytes())]
     )
-    (first, second), (first_banks, second_banks) = sequence_arrays(both)
+    (first, second), (first_banks, second_banks) = sequence_arrays(both, "part")
     np.testing.assert_array_equal(first, video)
     np.testing.assert_array_equal(second, video[1:])
     np.testing.assert_array_equal(first_banks, banks)
@@ -66,11 +67,12 @@ def test_arrays_are_those_that_were_stored() -> None:
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        (table(2, bytes(3 * 112 * 112), bytes(832)), "column 'video' holds 37632 bytes of 2 frames"),
-        (table(1, bytes(3 * 112 * 112), bytes(832)), "column 'filter_banks' holds 832 bytes of 1 frames"),
-        (table(1, None, bytes(416)), "column 'video' holds nothing of 1 frames"),
+        (table(2, bytes(3 * 112 * 112), bytes(832)), "video of clip 'clip-7' holds 37632 bytes, but 2 frames are told"),
+        (table(1, bytes(3 * 112 * 112), bytes(832)), "filter_banks of clip 'clip-7' holds 832 bytes, but 1 frames"),
+        (table(1, None, bytes(416)), "video of clip 'clip-7' holds nothing, but 1 frames"),
+        (table(0, b"", b""), "video of clip 'clip-7' holds 0 bytes, but 0 frames"),
     ],
 )
 def test_arrays_of_another_size_are_refused(row: pa.Table, sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence):
-        sequence_arrays(row)
+    with pytest.raises(InputError, match=f"part-00042: {sentence}.* prepare the sequences again into another --out"):
+        sequence_arrays(row, "part-00042")

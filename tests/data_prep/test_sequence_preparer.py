@@ -44,7 +44,7 @@ class Sequences:
         assert not isinstance(made, Reject), made
         part = self.folder / "part.parquet"
         part.write_bytes(boxes.table_bytes(boxes.table_from_rows([made], SEQUENCE_SCHEMA)))
-        (video,), (banks,) = sequence_arrays(boxes.read_table(str(part)))
+        (video,), (banks,) = sequence_arrays(boxes.read_table(str(part)), str(part))
         assert len(video) == len(banks) == made["num_frames"]
         return video, banks
 

@@ -79,6 +79,13 @@ def test_two_folds_are_trained_side_by_side_and_resumed(ray_session: None, folde
         baseline.run(replace(config, resume=True, baseline=BaselineConfig(layers=0, width=96)))
     with pytest.raises(InputError, match="stands already; continue it with --resume"):
         baseline.run(config)
+    # Folds may be added, but none taken away.
+    more = baseline.run(replace(config, folds=3, resume=True, limits=RunLimits(deadline="0s")))
+    assert (more.exit_code, [*part_uris(str(out))]) == (STOPPED, ["fold-0", "fold-1", "fold-2"])
+    assert "2 of 3 parts are finished" in more.text
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(InputError, match="was begun with --folds 3, not 2; give 3 or more, or another --out"):
+        baseline.run(replace(config, resume=True))
     with pytest.raises(InputError, match="batch_size is 4, but each of 9 workers needs a clip"):
         baseline.run(replace(config, workers="9", out=str(tmp_path / "many")))
     assert not (tmp_path / "many" / "config.yaml").exists()
@@ -114,7 +121,9 @@ def test_parts_that_failed_are_told_and_the_others_stand(
         ("--run R --out O", "out is given, but the parts and the place of the baseline are those of --run R"),
         ("--run R --folds 2", "folds is given"),
         ("--run R --protocol folds", "protocol is given"),
-        ("--run R --name a/b", "name is 'a/b', but it is one folder's"),
+        ("--run R --name a/b", "name is 'a/b', but that of a folder in the --run has 1 to 64 letters"),
+        ("--run R --name ..", "name is '..', but that of a folder in the --run has 1 to 64 letters"),
+        ("--run R --name .", "'_' or '-', not dots alone."),
         ("--manifest M --out O --width 50", "width is 50, but it must be a multiple of 48"),
         ("--manifest M --out O --workers none", "workers is 'none', but it must be a number"),
         ("--manifest M --out O --folds 3 --protocol cross", "folds is 3, but the protocol is 'cross'"),

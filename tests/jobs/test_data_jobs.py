@@ -60,8 +60,8 @@ def test_real_clips_are_prepared_or_refused(clips: Path, tmp_path: Path, capfd: 
     ("arguments", "sentence"),
     [
         (["manifest", "folder", "{tmp}", "--out", "{tmp}/out"], "holds no clip"),
-        (["prepare", "{tmp}", "--out", "{tmp}/out"], "is no manifest"),
-        (["extract", "{tmp}", "--out", "{tmp}/out", "--visual-weights", "random:0"], "is no corpus"),
+        (["prepare", "{tmp}", "--out", "{tmp}/out"], "is no 'manifest' box"),
+        (["extract", "{tmp}", "--out", "{tmp}/out", "--visual-weights", "random:0"], "is no 'corpus' box"),
     ],
 )
 def test_wrong_input_is_told_before_anything_is_written(

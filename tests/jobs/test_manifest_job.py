@@ -191,7 +191,7 @@ def test_splits_of_a_csv_can_be_kept(tmp_path: Path, run: Run) -> None:
         (["folder", "{root}/RealVideo-RealAudio"], "holds no clip: none of its 12 files"),
         (["swan-df", "{root}"], "SWAN-DF holds fakes alone: give --swan with the folder of SWAN for swan-df"),
         (["fakeavceleb", "{root}", "--swan", "{root}"], "for swan-df, and only there"),
-        (["merge", "{root}"], "is no manifest"),
+        (["merge", "{root}"], "is no 'manifest' box"),
         (["merge", "{root}", "--dataset", "x"], "--dataset is 'x', but merged clips keep the names of their own"),
         (
             ["fakeavceleb", "{root}", "--keep-splits"],

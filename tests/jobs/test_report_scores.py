@@ -355,7 +355,7 @@ def test_most_wrong_clips_are_shown_with_their_pictures(facts: RunFacts, tmp_pat
     assert "no longer at" in str(wrong_pictures(config, {"features": "/nowhere"}, [{"wrong": wrong}], corpus)[1])
     trained = {"finetune": {}, "features_digest": meta.digest}
     assert wrong_pictures(trained, {"features": corpus}, [{"wrong": wrong}], None)[0] == pictures
-    with pytest.raises(InputError, match="is no corpus"):
+    with pytest.raises(InputError, match="is no 'corpus' box"):
         wrong_pictures(config, hints, [{"wrong": wrong}], str(tmp_path / "none"))
     assert wrong_pictures(config, hints, [{"wrong": []}], corpus) == ({}, None)
 

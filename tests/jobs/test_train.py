@@ -34,6 +34,7 @@ from stgs.backbone_trainer import FinetuneConfig
 from stgs.config import FoundConfig, WeightSchedule, released_found_config
 from stgs.config import InputError as SettingError
 from stgs.genotype import CellGene, Genotype, StepGene
+from tests.cluster.planted_baselines import plant_baseline
 from tests.planted import FEATURES, LENGTH, make_features
 
 FOUND = FoundConfig(epochs=2, batch_size=48)
@@ -135,6 +136,8 @@ def test_a_protocol_trains_every_part_on_its_own_clips(tmp_path: Path, box: tupl
 
 
 def test_another_run_of_the_same_place_is_refused(tmp_path: Path, box: tuple[str, str], files: list[str]) -> None:
+    with pytest.raises(InputError, match=r"is the run of a baseline, .*; give another --out\."):
+        train.run(job(files, box, Path(plant_baseline(str(tmp_path / "baseline")))))
     out = tmp_path / "run"
     train.run(job(files[:1], box, out))
     with pytest.raises(InputError, match="was begun with the genotypes own; give another --out"):

@@ -62,8 +62,8 @@ def with_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return first | dict(state) | {name: twice[name] for name in names[1::2]}
 
 
-def saved(content: object) -> bytes:
-    """What torch.save writes."""
+def saved(content: object, *, zipped: bool = True) -> bytes:
+    """What torch.save writes, or what it wrote before 1.6."""
     file = io.BytesIO()
-    torch.save(content, file)
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
     return file.getvalue()

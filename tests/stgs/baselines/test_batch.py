@@ -108,6 +108,20 @@ def test_labels_are_those_of_the_categories() -> None:
     ],
 )
 def test_clips_of_other_shapes_are_refused(video: tuple[int, ...], banks: tuple[int, ...], words: str) -> None:
-    raw = RawSequences([np.zeros(video, np.uint8)], [np.zeros(banks, np.float32)], np.zeros(1, np.int64), 1)
-    with pytest.raises(InputError, match=words):
+    good = MemorySequences(1).at([0])
+    raw = RawSequences(
+        [*good.video, np.zeros(video, np.uint8)],
+        [*good.filter_banks, np.zeros(banks, np.float32)],
+        np.array([3, 71]),
+        2,
+    )
+    with pytest.raises(InputError, match=f"the clip at position 71 of its split has .*{words}"):
+        collate(raw)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_filter_banks_that_are_not_finite_are_refused(value: float) -> None:
+    raw = MemorySequences(3).at([2, 1])
+    raw.filter_banks[1][-1, 50] = value
+    with pytest.raises(InputError, match="the clip at position 1 of its split has filter banks that are not finite"):
         collate(raw)

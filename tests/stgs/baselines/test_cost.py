@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stgs.baselines import BASELINES, BaselineConfig, make_baseline
+from stgs.baselines import BaselineConfig, make_baseline
 from stgs.baselines.cost import macs
+from tests.stgs.baselines.test_models import PARAMETERS
 
 
 def counted(name: str, layers: int, width: int, frames: int) -> int:
@@ -33,7 +34,7 @@ def counted(name: str, layers: int, width: int, frames: int) -> int:
     return frames * per_frame + per_clip
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_macs_are_those_of_a_count_by_hand(name: str) -> None:
     model = make_baseline(name, BaselineConfig(layers=2, width=48))
     assert macs(model) == counted(name, 2, 48, 75)

@@ -2,12 +2,15 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from stgs.baselines import losses
 from stgs.baselines.losses import contrast, cross_entropy, fake_probability, margin, unit
 from tests.stgs.baselines.released import golden
 
@@ -56,6 +59,32 @@ def test_values_and_gradients_are_those_of_the_pairwise_definition(allowed: floa
             loss.backward()
             results.append((loss.detach(), [leaf.grad for leaf in leaves]))
         torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_rows_that_are_taken_apart_give_the_same_margin_loss(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, labels = torch.randn(7, 6, dtype=torch.float64, requires_grad=True), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    monkeypatch.setattr(losses, "MARGIN_ROWS", rows)
+    results = []
+    for loss in (margin(embeddings, labels, 0.1), plain_margin(embeddings, labels, 0.1)):
+        results.append((loss.detach(), *torch.autograd.grad(loss, embeddings)))
+    torch.testing.assert_close(*results)
+
+
+def test_the_margin_loss_of_many_clips_takes_the_memory_of_some_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        """Notes the numbers of whatever is computed."""
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            sizes.append(result.numel() if isinstance(result, Tensor) else 0)
+            return result
+
+    with torch.no_grad(), Sizes():
+        margin(torch.randn(2500, 4), torch.arange(2500) % 2)
+    assert max(sizes) == 1024 * 2500
 
 
 @pytest.mark.parametrize("length", [0.0, 1e-30, 1e-9, 1e-3, 1e4])

@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import Tensor
 
 from stgs.baselines import BaselineConfig
-from stgs.baselines.batch import Labels, collate
+from stgs.baselines.batch import Labels, RawSequences, collate
 from stgs.baselines.evaluation import predict
 from stgs.baselines.training import BaselineTraining, BaselineTrainingConfig, drawing, initial_baseline
 from stgs.config import InputError
@@ -262,6 +262,14 @@ def test_mixed_precision_follows_float32(precision: str) -> None:
 def test_wrong_settings_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         BaselineTrainingConfig(**change)
+
+
+def test_clips_held_for_shuffling_take_little_memory_by_default() -> None:
+    longest = RawSequences(
+        [np.empty((250, 3, 112, 112), np.uint8)], [np.empty((250, 104), np.float32)], np.arange(1), 1
+    )
+    held = BaselineTrainingConfig().shuffle_clips * (longest.video[0].nbytes + longest.filter_banks[0].nbytes)
+    assert held < 1.25e9
 
 
 def test_splits_of_one_class_are_refused() -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from stgs import parallel
+from stgs.baselines.batch import Labels
 from stgs.baselines.batch_norm import SharedBatchNorm, share_batch_norms
 from stgs.baselines.training import BaselineTraining, BaselineTrainingConfig, gathered_outputs
-from stgs.parallel import Workers
+from stgs.parallel import PeerLostError, Workers
 from tests.memory_sequences import MemorySequences, tiny_baseline
 from tests.worker_groups import Groups, main, results
 
@@ -40,6 +41,28 @@ def run_training(workers: Workers, precision: str = "float32") -> dict[str, Any]
     training.use_best()
     scores = torch.from_numpy(training.score(dev))
     return {"rows": rows, "model": dict(model.state_dict()), "scores": scores, "threshold": training.threshold()}
+
+
+def run_judging(workers: Workers) -> dict[str, Any]:
+    """How often the loss of dev is computed, and what becomes of an error there."""
+    train, dev = MemorySequences(5, workers=workers), MemorySequences(10, workers=workers, seed=1)
+    model, lengths = tiny_baseline(), []
+
+    def loss(outputs: dict[str, Tensor], labels: Labels) -> dict[str, Tensor]:
+        if not torch.is_grad_enabled():
+            lengths.append(len(labels.fake))
+            if len(lengths) > 1:
+                raise MemoryError("no room")
+        return type(model).loss(model, outputs, labels)
+
+    model.loss = loss  # type: ignore[method-assign]
+    training = BaselineTraining(model, BaselineTrainingConfig(batch_size=5), train=train, dev=dev, workers=workers)
+    training.run_epoch()
+    try:
+        training.run_epoch()
+    except (MemoryError, PeerLostError) as error:
+        return {"lengths": lengths, "error": type(error).__name__}
+    return {}
 
 
 def run_batch_norm(workers: Workers) -> dict[str, Any]:
@@ -73,6 +96,7 @@ def work(workers: Workers) -> dict[str, Any]:
         "float16": run_training(workers, "float16"),
         "batch_norm": run_batch_norm(workers),
         "gather": run_gather(workers),
+        "judging": run_judging(workers),
     }
 
 
@@ -104,6 +128,13 @@ def test_all_ranks_hold_the_same_bits(groups: Groups, world: int, kind: str) -> 
         assert torch.equal(other["scores"], first["scores"])
         for name, tensor in first["model"].items():
             assert torch.equal(other["model"][name], tensor), name
+
+
+@pytest.mark.parametrize("world", [1, *WORLDS])
+def test_the_first_worker_alone_judges_and_none_waits_for_it_when_it_fails(groups: Groups, world: int) -> None:
+    first, *others = (result["judging"] for result in groups[world])
+    assert (first["lengths"], first["error"]) == ([10, 10], "MemoryError")
+    assert all((other["lengths"], other["error"]) == ([], "PeerLostError") for other in others)
 
 
 @pytest.mark.parametrize("world", WORLDS)

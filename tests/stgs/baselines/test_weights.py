@@ -5,7 +5,7 @@ import io
 import os
 import sys
 import types
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,6 +154,10 @@ def test_a_model_without_layers_leaves_those_of_the_file_over() -> None:
     ("file", "message"),
     [
         (av_hubert_file(3), "base.pt has 3 transformer layers, but the model has 2; give --layers 3."),
+        (
+            model_of(2).state_dict(),
+            "base.pt is the file of a whole baseline, not of AV-HuBERT; give it as --checkpoint.",
+        ),
         (av_hubert_file(2, 96), "base.pt has width 96, but the model has 48; give --width 96."),
         (
             without(av_hubert_file(2), "feature_extractor_video.proj."),
@@ -168,8 +172,24 @@ def test_a_model_without_layers_leaves_those_of_the_file_over() -> None:
             "base.pt lacks 1 arrays of MrdfCe, model.encoder.layers.1.self_attn.in_proj_bias among them",
         ),
         (av_hubert_file(2) | {"feature_extractor_audio.proj.bias": torch.zeros(7)}, "is (7,), but must be (48,)"),
+        (
+            av_hubert_file(2) | {"post_extract_proj.bias": torch.zeros(())},
+            "does not fit MrdfCe: model.post_extract_proj.bias is (), but must be (48,)",
+        ),
+        (
+            av_hubert_file(2) | {"feature_extractor_video.resnet.frontend3D.0.weight": torch.zeros(())},
+            "frontend3D.0.weight is (), but must be (4, 3, 5, 7, 7)",
+        ),
+        (
+            av_hubert_file(2) | {"encoder.layers.1.self_attn.k_proj.weight": torch.zeros(48, 7)},
+            "does not fit MrdfCe: model.encoder.layers.1.self_attn.k_proj.weight is (48, 7), but must be (48, 48)",
+        ),
+        (
+            av_hubert_file(2) | {f"encoder.layers.0.self_attn.{part}_proj.bias": torch.zeros(()) for part in "qkv"},
+            "model.encoder.layers.0.self_attn.q_proj.bias is (), but must be (48,)",
+        ),
     ],
-    ids=["layers", "width", "lacking", "half a layer", "shape"],
+    ids=["layers", "released", "width", "lacking", "half a layer", "shape", "no width", "stem", "key", "no dimensions"],
 )
 def test_an_av_hubert_file_that_does_not_fit_is_refused(file: dict[str, Tensor], message: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -190,6 +210,22 @@ def test_a_released_file_needs_every_array_and_names_what_it_has_beside_them() -
         load_released(source, target.state_dict(), "margin.ckpt")
     with pytest.raises(InputError, match=r"ce\.ckpt has 0 transformer layers, but the model has 2; give --layers 0\."):
         load_released(model_of(2), file, "ce.ckpt")
+
+
+def test_an_alias_that_cannot_be_joined_is_refused() -> None:
+    file = av_hubert_file(1, prefix="model.")
+    name = "layers.0.self_attn.v_proj.weight"
+    del file[f"model.encoder.{name}"]
+    with pytest.raises(
+        InputError, match=r"ce\.ckpt does not fit MrdfCe: .*v_proj\.weight is \(\), but must be \(48, 48\)"
+    ):
+        load_released(model_of(1), file | {f"fusion_encoder_hubert.{name}": torch.zeros(())}, "ce.ckpt")
+
+
+def test_an_array_that_is_joined_by_its_name_alone_is_left_over() -> None:
+    odd = {f"encoder.layers.0.self_attn.{part}_proj.scale": torch.zeros(()) for part in "qkv"}
+    loaded = load_av_hubert(model_of(1), av_hubert_file(1) | odd, "base.pt")
+    assert odd.keys() < set(loaded.left_over)
 
 
 def test_an_alias_takes_the_place_of_an_array_that_is_missing() -> None:
@@ -224,6 +260,62 @@ def test_arrays_are_read_from_among_other_peoples_objects(their_class: type) -> 
 
 
 @pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int16, torch.bool]
+)
+def test_arrays_of_every_real_type_are_read_floats_as_float32(dtype: torch.dtype) -> None:
+    array = torch.nn.Parameter(torch.tensor([[0.0, 1.0, 1.0]]).to(dtype), requires_grad=False)
+    found = read_checkpoint(saved({"model": {"w": array.T}}), "file")["w"]
+    expected = array.T.to(torch.float32 if dtype.is_floating_point else dtype)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, {"a": 1, "b": [2]}, [1], [1, 2]])
+@pytest.mark.parametrize("attributes", [{}, {"a": 1}])
+def test_classes_of_mappings_and_lists_are_read_as_others(
+    content: dict | list, attributes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = type("Easy", (type(content),), {"__module__": "their_training"})
+    module = types.ModuleType(kind.__module__)
+    module.Easy = kind  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    settings = kind(content)
+    vars(settings).update(attributes)
+    file = saved({"hyper_parameters": settings, "model": {"w": torch.ones(1)}})
+    monkeypatch.delitem(sys.modules, module.__name__)
+    if isinstance(content, list) and attributes:
+        with pytest.raises(InputError, match=r"Can only build .*, but got <class 'list'>\); give"):
+            read_checkpoint(file, "file")
+    else:
+        assert read_checkpoint(file, "file").keys() == {"w"}
+
+
+def test_attributes_of_a_files_objects_take_the_place_of_no_method() -> None:
+    class Stored:
+        """An OrderedDict with attributes of its own."""
+
+        def __init__(self, **items: object) -> None:
+            self.items = items
+
+        def __reduce__(self) -> tuple:
+            names = ("get", "items", "keys", "__iter__")
+            return OrderedDict, (), dict.fromkeys(names, 3), None, iter(self.items.items())
+
+    array = nn.Parameter(torch.ones(2))
+    vars(array).update(dict.fromkeys(("numel", "detach", "untyped_storage", "is_floating_point", "isfinite", "to"), 3))
+    state = read_checkpoint(saved(Stored(model=Stored(w=array))), "file")
+    assert state.keys() == {"w"}
+    assert torch.equal(state["w"], torch.ones(2))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_arrays_are_refused() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with pytest.raises(InputError, match=r"x\.pt has an array w of torch\.float32"):
+        read_checkpoint(saved({"model": {"w": nested}}), "x.pt")
+
+
+@pytest.mark.parametrize(
     ("function", "command", "refused"),
     [
         (os.system, "mkdir {}", True),
@@ -236,7 +328,8 @@ def test_nothing_in_a_file_runs(function: object, command: str, refused: bool, t
     made = tmp_path / "made"
     file = saved({"model": {"w": torch.ones(1)}, "args": Runs(function, command.format(made))})
     if refused:
-        with pytest.raises(InputError, match="cannot be read as weights"):
+        told = r"cannot be read as weights \(UnpicklingError: Trying to load unsupported GLOBAL posix\.\w+ whose module"
+        with pytest.raises(InputError, match=told):
             read_checkpoint(file, "bad.pt")
     else:
         assert read_checkpoint(file, "bad.pt").keys() == {"w"}
@@ -254,9 +347,21 @@ def test_nothing_in_a_file_runs(function: object, command: str, refused: bool, t
         (saved({"weights": {"w": torch.ones(1)}}), "holds no arrays under 'model' or 'state_dict'"),
         (saved([torch.ones(1)]), "holds no arrays under"),
         (saved({"model": {}, "state_dict": {"w": 3}}), "holds no arrays under"),
-        (saved({"model": {"w": torch.tensor([1.0, float("nan")])}}), "x.pt has numbers in ['w'] that are not finite"),
+        (saved({"model": {"w": torch.tensor([1.0, float("nan")])}}), "x.pt has an array w with numbers that are not"),
+        (saved({"model": {"w": torch.tensor([1e300]).double() * 1e300}}), "not finite in float32"),
+        (saved({"model": {"w": torch.tensor(1e300, dtype=torch.float64)}}), "not finite in float32"),
+        (saved({"model": {"w": torch.ones(2).to(torch.float8_e4m3fn)}}), "x.pt has an array w of torch.float8_e4m3fn"),
+        (saved({"model": {"w": torch.ones(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)}}), "float4_e2m1fn_x2"),
+        (saved({"model": {"w": torch.ones(2) * 1j}}), "of torch.complex64"),
+        (saved({"model": {"w": torch.eye(2).to_sparse()}}), "torch.sparse_coo"),
+        (saved({"model": {"w": torch.ones(2, device="meta")}}), "meta"),
+        (saved({"model": {"w": torch.zeros(1).expand(2**42)}}), "w of shape (4398046511104,) that holds fewer numbers"),
+        (saved({"model": {"w": torch.ones(2)}}, zipped=False), "x.pt is in the format of torch before 1.6"),
     ],
-    ids=["empty", "text", "cut off", "other place", "list", "no arrays", "nan"],
+    ids=[
+        *("empty", "text", "cut off", "other place", "list", "no arrays", "nan", "infinite", "too large", "float8"),
+        *("float4", "complex", "sparse", "meta", "expanded", "before 1.6"),
+    ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(InputError) as caught:

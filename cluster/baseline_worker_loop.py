@@ -103,12 +103,22 @@ class PartWorker:
         except Exception as error:  # the training's own, of whatever kind: it would come again
             if is_of_device(error):
                 raise DeviceLostError(f"the device failed ({type(error).__name__}: {error})") from None
-            told = str(error) if isinstance(error, InputError | SettingError) else f"{type(error).__name__}: {error}"
+            told = self._told(error)
             with dispensable():
                 write_failure(job, told)
-            if isinstance(error, SettingError):
+            if isinstance(error, SettingError | torch.OutOfMemoryError):
                 raise InputError(told) from error
             raise
+
+    def _told(self, error: Exception) -> str:
+        job = self._job
+        if isinstance(error, torch.OutOfMemoryError):
+            less = "a smaller --batch-size" if job.training.recompute else "--recompute or a smaller --batch-size"
+            return (
+                f"a batch of {job.training.batch_size} clips on {self._workers.world} workers does not fit the memory "
+                f"of the device; give more --workers, or {less} in another run."
+            )
+        return str(error) if isinstance(error, InputError | SettingError) else f"{type(error).__name__}: {error}"
 
     def _work(self) -> None:
         job, workers = self._job, self._workers

@@ -7,8 +7,9 @@ Shapes: B clips, T frames of the longest, N frames of all clips together, C the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stgs.baselines.base import BaselineConfig
 from stgs.baselines.batch import AUDIO_VALUES
+from stgs.baselines.recompute import recomputed
 
 HEADS = 12
 # Channels of the picture network at first are the width / 12: 64 of 768.
@@ -52,11 +54,13 @@ class VideoBlock(nn.Module):
 class VideoNetwork(nn.Module):
     """A convolution over time and space, then a ResNet-18 with PReLU on every frame: one vector a frame.
 
-    channels: of the first convolution; the vectors have 8 times as many.
+    channels: of the first convolution; the vectors have 8 times as many. `recompute`: whether a training keeps less in
+    memory and computes it anew (`stgs.baselines.recompute`).
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.recompute = False
         convolution = nn.Conv3d(3, channels, (5, 7, 7), (1, 2, 2), padding=(2, 3, 3), bias=False)
         # Behind the convolution frames stand alone: its normalisation, 3-D in the released code, is that of pictures.
         self.frontend3D = nn.Sequential(
@@ -75,11 +79,19 @@ class VideoNetwork(nn.Module):
         statistics of a batch normalisation.
         """
         convolution, *pictures = self.frontend3D
-        clips = convolution(video).unbind()
-        x = torch.cat([clip[:, :frames].transpose(0, 1) for clip, frames in zip(clips, lengths, strict=True)])
-        for layer in pictures:
-            x = layer(x)
-        return self.trunk(x).mean(dim=(2, 3))
+        parts: list[Callable[[Tensor], Tensor]] = [partial(_frames, convolution, lengths=lengths)]
+        parts.append(nn.Sequential(*pictures))
+        parts += [block for layer in self.trunk.children() for block in layer.children()]
+        x = video
+        for part in parts:
+            x = recomputed(part, x, self) if self.recompute and self.training else part(x)
+        return x.mean(dim=(2, 3))
+
+
+def _frames(convolution: nn.Module, video: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The maps of the clips' own frames, [N, c, H / 2, W / 2], of a video [B, 3, T, H, W]."""
+    clips = convolution(video).unbind()
+    return torch.cat([clip[:, :frames].transpose(0, 1) for clip, frames in zip(clips, lengths, strict=True)])
 
 
 class VideoFeatures(nn.Module):

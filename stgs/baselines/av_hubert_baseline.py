@@ -55,6 +55,9 @@ class AvHubertBaseline(Baseline):
             "a_logits": self.audio_classifier(embeddings["a_embeds"]),
         }
 
+    def recompute_activations(self) -> None:
+        self.model.feature_extractor_video.resnet.recompute = True
+
     def released_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return with_torch_layers(without_aliases(state))
 

@@ -102,6 +102,11 @@ class Baseline(nn.Module, abc.ABC):
     def scores(self, outputs: Mapping[str, Tensor]) -> Tensor:
         """P(fake) of each clip, float64 [B], in [0, 1]."""
 
+    def recompute_activations(self) -> None:
+        """From here on, keep less in memory between the forward and the backward pass, and compute it anew; the default
+        is for those that cannot. What is learnt is the same.
+        """
+
     def released_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The arrays of a checkpoint that the baseline's authors released, by the names of this module's own state.
 

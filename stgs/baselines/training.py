@@ -47,7 +47,8 @@ class BaselineTrainingConfig:
     `float32`, `float16`, `bfloat16` or `auto` (see `stgs.precision`). seed: of initial weights, dropout, crops and
     flips. data_seed: of the order of the clips. shuffle_clips: clips of a worker from which the next one of a batch is
     drawn, at least 1; a second of each takes 0.95 MB of the worker's memory: 128 clips of 10 s take 1.2 GB. patience:
-    epochs without a better AUC on dev before the training ends early, 0 for never.
+    epochs without a better AUC on dev before the training ends early, 0 for never. recompute: keep half as
+    much in memory between the forward and the backward pass, and compute it anew: the same results, a third more time.
 
     Raises:
         InputError: a value outside these ranges.
@@ -65,6 +66,7 @@ class BaselineTrainingConfig:
     data_seed: int = 0
     shuffle_clips: int = 128
     patience: int = 0
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for field in ("epochs", "batch_size", "shuffle_clips"):
@@ -124,6 +126,8 @@ class BaselineTraining:
                 f"{fake} of the {clips} {split} clips are fake, but real and fake ones are needed; check the splits.",
             )
         self.model = model.to(self.device)
+        if config.recompute:
+            self.model.recompute_activations()
         if workers.world > 1:
             share_batch_norms(self.model, workers)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]

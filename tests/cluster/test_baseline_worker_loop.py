@@ -179,6 +179,19 @@ def test_a_part_that_fails_says_why(tmp_path: Path, trained: tuple[PartJob, Told
     assert not storage.exists(job.uri("failed.json"))
 
 
+def test_a_batch_beyond_the_memory_is_told_with_the_ways_out(
+    tmp_path: Path, trained: tuple[PartJob, Told], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(PartWorker, "_run_epochs", full)
+    with pytest.raises(
+        InputError, match=r"a batch of 8 clips on 1 workers does not fit .* or --recompute or a smaller"
+    ):
+        work(elsewhere(trained[0], tmp_path))
+
+
 def test_processes_that_die_without_anything_new_give_the_part_up(
     tmp_path: Path, trained: tuple[PartJob, Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,7 +101,8 @@ def test_parts_that_failed_are_told_and_the_others_stand(
 
     monkeypatch.setattr(baseline, "connect", lambda **_: contextlib.nullcontext())
     monkeypatch.setattr(baseline, "train_baseline", train)
-    found: dict[str, Any] = {"model": "mrdf_ce", "parts": {}, "over_parts": {}, "shuffled": None}
+    found: dict[str, Any] = {"model": "mrdf_ce", "parts": {}, "over_parts": {}}
+    found |= dict.fromkeys(("shuffled", "size", "max_seconds", "checkpoint"))
     monkeypatch.setattr(baseline, "summary", lambda out: found)
     monkeypatch.setattr(baseline, "summary_text", lambda out: ["baseline mrdf_ce"])
     config = config_of(folder, tmp_path / "run", folds=2)

@@ -17,8 +17,9 @@ from data_prep import audio, augmentations, faces
 from data_prep.augmentations import Plan
 from data_prep.damages import DamagedClip
 from data_prep.decoder import Decoder
-from data_prep.faces import FaceDetector, MtcnnDetector, Track
+from data_prep.faces import FaceDetector, Track
 from data_prep.manifest import Row, resolve_path
+from data_prep.preparer import Preparer
 from data_prep.rejects import MOST_TIMEOUT_S, Reject, RejectedError, RejectReason
 from data_prep.storage import InputError
 from data_prep.window import ClipWindow, WindowSettings
@@ -157,34 +158,16 @@ REJECT_SCHEMA = pa.schema(
 """Columns of a corpus's rejects; see `Reject`."""
 
 
-class ClipPreparer:
-    """Makes corpus rows. Construction is slow (it loads the detector and warms librosa); one per process is enough.
-
-    detector: finds faces; by default the one that `config.faces` names. decoder: decodes; by default an own one, whose
-    process ends with `close`, with this object, or with the program.
-    """
+class ClipPreparer(Preparer):
+    """Makes corpus rows; detector, decoder: as of `Preparer`. Construction also warms librosa."""
 
     def __init__(
         self, config: PrepareConfig, *, detector: FaceDetector | None = None, decoder: Decoder | None = None
     ) -> None:
+        super().__init__(config, detector, decoder)
         self.config = config
-        if detector is None and config.faces == "mtcnn":
-            detector = MtcnnDetector(max_side=config.detect_max_side, min_face_size=config.min_face_size)
-        self._detector = detector
-        self._own_decoder = Decoder(timeout_s=config.clip_timeout)
-        self._decoder = self._own_decoder if decoder is None else decoder
         # librosa compiles on its first STFT, which takes seconds: here, not in the first clip.
         audio.magnitude_spectrogram(np.zeros(audio.SAMPLE_RATE, np.float32), 1)
-
-    def __enter__(self) -> "ClipPreparer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the decoder's process, if the decoder is this object's own."""
-        self._own_decoder.close()
 
     def __call__(
         self, row: Row, roots: Mapping[str, str], damage: DamagedClip | None = None

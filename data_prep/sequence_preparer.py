@@ -13,8 +13,9 @@ from data_prep import audio, augmentations, faces, filter_banks
 from data_prep.augmentations import Plan
 from data_prep.clip import FACT_COLUMNS, LABEL_COLUMNS, MEASURED_COLUMNS, clip_files
 from data_prep.decoder import Decoder
-from data_prep.faces import FaceDetector, Faces, MtcnnDetector, Track
+from data_prep.faces import FaceDetector, Faces, Track
 from data_prep.manifest import Row
+from data_prep.preparer import Preparer
 from data_prep.rejects import Reject, RejectedError, RejectReason
 from data_prep.sequence import FRAME_SIZE, FRAMES_PER_S, SequenceConfig
 from data_prep.window import ClipWindow
@@ -25,31 +26,14 @@ _FRAMES_AT_ONCE = 8
 """Searched for faces, as in the corpus: what MTCNN needs of memory grows with them."""
 
 
-class SequencePreparer:
-    """Makes rows of sequences. Construction is slow (it loads the detector); one per process is enough.
-
-    detector, decoder: as of `clip.ClipPreparer`.
-    """
+class SequencePreparer(Preparer):
+    """Makes rows of sequences; detector, decoder: as of `Preparer`."""
 
     def __init__(
         self, config: SequenceConfig, *, detector: FaceDetector | None = None, decoder: Decoder | None = None
     ) -> None:
+        super().__init__(config, detector, decoder)
         self.config = config
-        if detector is None and config.faces == "mtcnn":
-            detector = MtcnnDetector(max_side=config.detect_max_side, min_face_size=config.min_face_size)
-        self._detector = detector
-        self._own_decoder = Decoder(timeout_s=config.clip_timeout)
-        self._decoder = self._own_decoder if decoder is None else decoder
-
-    def __enter__(self) -> "SequencePreparer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the decoder's process, if the decoder is this object's own."""
-        self._own_decoder.close()
 
     def __call__(self, row: Row, roots: Mapping[str, str]) -> dict[str, Any] | Reject:
         """A row of SEQUENCE_SCHEMA for a row of a manifest whose paths lie below `roots`, or why there is none.

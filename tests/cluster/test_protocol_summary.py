@@ -17,17 +17,10 @@ from cluster.protocol_splits import ProtocolConfig, protocol_settings
 from cluster.runs import open_run
 from data_prep import storage
 from data_prep.storage import InputError
-from tests.planted import make_features
+from tests.planted import make_features, two_data_sets
 
 CROSS = ProtocolConfig(protocol="cross", split_seed=1)
 Aucs = dict[str, dict[str, float | None]]
-
-
-def two_data_sets(rows: list[dict[str, Any]]) -> None:
-    """Every other subject is of another data set; splits are none."""
-    for row in rows:
-        row["dataset"] = "east" if int(row["subject"][-1]) % 2 else "west"
-        row["split"] = None
 
 
 @pytest.fixture(scope="module")

@@ -36,20 +36,13 @@ from jobs.grid import parts_outcome
 from jobs.status import text as status_text
 from stgs.config import SearchConfig
 from tests.cluster.undriven import drive_without_ray
-from tests.planted import make_features
+from tests.planted import make_features, two_data_sets
 
 SETTINGS = SearchSettings(channels=4, device="cpu", search=SearchConfig(epochs=2, batch_size=64))
 CONFIG = GridConfig(temperatures=(10.0,), num_samples=(3, 5), settings=SETTINGS)
 CROSS = ProtocolConfig(protocol="cross", split_seed=1)
 PARTS = ["train-east", "train-west"]
 NO_LIMITS = RunLimits()
-
-
-def two_data_sets(rows: list[dict[str, Any]]) -> None:
-    """Every other subject is of another data set; splits are none."""
-    for row in rows:
-        row["dataset"] = "east" if int(row["subject"][-1]) % 2 else "west"
-        row["split"] = None
 
 
 @pytest.fixture(scope="module")
